@@ -1,0 +1,218 @@
+"""The schema of a recipe: one dataclass per section, read by the strict validator.
+
+A field without a default must be given. Component sections (`model.vision`, `model.projector`,
+`model.llm`) are subclasses of `ComponentConfig`; the registry finds the subclass by `type`.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    """How one component is spread over ranks; `null` follows from the others."""
+
+    tp: int | None = None
+    """Tensor-parallel size; null: the LLM's (1 for the LLM)."""
+    pp: int = 1
+    """Pipeline stages (LLM only)."""
+    cp: int = 1
+    """Context-parallel size."""
+    ep: int = 1
+    """Expert-parallel size."""
+    dp: int | None = None
+    """Data-parallel size; null: follows from the number of processes."""
+    sequence_parallel: bool = False
+    """Shard activations between tensor-parallel regions along the sequence (LLM only)."""
+    ranks: list[int] | None = None
+    """Ranks that hold the component; null: all."""
+
+
+@dataclass(kw_only=True)
+class ComponentConfig:
+    """What every component of a model has; families add their sizes."""
+
+    type: str
+    """Registered name, e.g. `clip_vit` (`loongforge components list`)."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    freeze: bool = False
+    """Keep the weights as they are: no gradient, no optimizer state."""
+    lr_scale: float = 1.0
+    """Multiplies `optimizer.lr` for this component."""
+    dtype: Literal["fp32", "bf16"] | None = None
+    """Parameter and compute type; null: `trainer.precision`."""
+    init_from: str | None = None
+    """Folder in Hugging Face format, or a loongforge run or checkpoint, to take the weights from."""
+    init_std: float = 0.02
+    """Standard deviation of freshly drawn weight matrices."""
+    lora: dict[str, Any] | None = None
+    """Low-rank adapters; only null so far."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The composed model. A text-only model has neither vision nor projector."""
+
+    vision: ComponentConfig | None = None
+    projector: ComponentConfig | None = None
+    llm: ComponentConfig
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """One of several data sources."""
+
+    path: str
+    """File, folder, or brace/glob pattern of shards."""
+    weight: float = 1.0
+    """Share of the samples drawn from this source, relative to the others."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where samples come from and how they become tokens."""
+
+    builtin: str | None = None
+    """Name of an embedded data set, built at `dir` on first use (`digits_vqa`, `pydoc_text`)."""
+    dir: str | None = None
+    """Where the embedded data set is built."""
+    train: str | list[SourceConfig]
+    """Training data: JSONL, LLaVA JSON, or webdataset shards (path, brace or glob pattern), or a list."""
+    eval: str | list[SourceConfig] | None = None
+    """Held-out data, in the same forms."""
+    image_dir: str | None = None
+    """Folder that image paths are relative to; null: the folder of the file that names them."""
+    tokenizer: str
+    """Folder of a Hugging Face tokenizer with a chat template."""
+    chat_template: str | None = None
+    """Jinja file that replaces the tokenizer's chat template."""
+    image_token: str = "<image>"
+    """Placeholder of an image in messages, and the token that image features replace."""
+    max_length: int | None = None
+    """Longest sample in tokens, image tokens included; null: the LLM's context."""
+    bad_sample: Literal["fail", "skip"] = "fail"
+    """`fail`: stop at the first bad sample; `skip`: replace it and note it in quarantine.jsonl."""
+    max_bad: int = 100
+    """With `skip`: stop after this many different bad samples."""
+    prefetch: int = 2
+    """Steps that are prepared ahead in the background; 0: none."""
+    shuffle: bool = True
+    """Draw a new order in every epoch."""
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """AdamW through megatron-core, and its learning-rate schedule."""
+
+    lr: float
+    min_lr_ratio: float = 0.05
+    """The schedule ends at `lr * min_lr_ratio`."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    """Applied to matrices, not to biases and norms."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    clip_grad: float = 1.0
+    """Joint norm of all components' gradients is clipped to this; 0: never."""
+    distributed: bool = False
+    """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """What the run does."""
+
+    steps: int
+    global_batch_size: int
+    """Samples per optimizer step, over all ranks."""
+    micro_batch_size: int
+    """Samples per forward pass of one data-parallel rank."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 1234
+    threads: int | None = None
+    """CPU threads per process; null: 2, or fewer where processes share the cores."""
+    eval_every: int = 0
+    """Evaluate after every so many steps and at the end; 0: only at the end."""
+    eval_samples: int | None = None
+    """Held-out samples per evaluation during training; null: all."""
+    eval_micro_batch_size: int = 64
+    """Samples per forward pass in evaluation."""
+    sanity_samples: int = 8
+    """Held-out samples evaluated before step 1, so that a broken evaluation fails at once."""
+    generate_samples: int = 3
+    """Answers generated and logged with each evaluation."""
+    max_new_tokens: int = 32
+    """Longest generated answer."""
+    max_skipped: int = 20
+    """Stop after so many steps skipped in a row for a non-finite loss or gradient."""
+    recompute: Literal["none", "full"] = "none"
+    """Recompute activations in the backward pass (LLM and ViT layers)."""
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay."""
+
+    every: int = 0
+    """Save after every so many steps and at the end; 0: only at the end."""
+    keep: int = 2
+    """The newest so many stay."""
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """Where progress goes, besides `metrics.jsonl`."""
+
+    every: int = 10
+    """Steps between console lines (the first steps are always shown)."""
+    console: Literal["auto", "rich", "plain"] = "auto"
+    tensorboard: bool = True
+    wandb: str | None = None
+    """Weights & Biases project; null: off."""
+    samples: bool = False
+    """Write the ids of every step's samples to samples.jsonl."""
+
+
+@dataclass(kw_only=True)
+class LauncherConfig:
+    """Processes on this machine (ignored under torchrun or Slurm, whose world is joined)."""
+
+    nproc: int | None = None
+    """Number of processes; null: 1 on CPU, all devices elsewhere."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Where the run lives."""
+
+    dir: str | None = None
+    """Run directory; null: runs/<recipe>/<time>."""
+    resume: str = "auto"
+    """`auto`: go on where `dir` stopped; `never`; or a run or checkpoint folder to go on from."""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A whole recipe, composed and resolved."""
+
+    version: int = SCHEMA_VERSION
+    name: str
+    """The recipe's name; part of the default run directory."""
+    plugins: list[str] = field(default_factory=list)
+    """Python files or modules that register components of your own."""
+    backend: str = "auto"
+    """`auto`, or the name of a backend (`loongforge backends`)."""
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    run: RunConfig = field(default_factory=RunConfig)
