@@ -1,0 +1,43 @@
+"""What every language model's config tells the rest of the system. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loongforge.config.schema import ComponentConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from loongforge.components.context import BuildContext
+
+
+@dataclass(kw_only=True)
+class LLMConfig(ComponentConfig):
+    """A decoder from embeddings `[S, B, hidden_size]` to logits over `vocab_size` tokens."""
+
+    vocab_size: int
+    """Rows of the token embedding."""
+    hidden_size: int
+    """Width of the residual stream."""
+    num_layers: int
+    """Transformer layers."""
+    max_seq_len: int
+    """Longest sequence in tokens, image tokens included."""
+
+    def problems(self, tp: int, pp: int) -> list[str]:
+        """What makes this model impossible to build, found without building it."""
+        raise NotImplementedError
+
+    def num_params(self) -> int:
+        """Parameters of the whole model, over all shards."""
+        raise NotImplementedError
+
+    def flops(self, seq_len: int) -> float:
+        """Forward FLOPs of one token in a sequence of `seq_len`, output layer included."""
+        raise NotImplementedError
+
+    def build(self, context: BuildContext) -> torch.nn.Module:
+        """Makes this rank's shard of the module."""
+        raise NotImplementedError

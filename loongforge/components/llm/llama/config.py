@@ -1,0 +1,94 @@
+"""Llama-type decoders: Llama 2/3, Qwen2 (biases on q, k, v), Qwen3 (norms on q and k)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from loongforge.components.llm.base import LLMConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from loongforge.components.context import BuildContext
+
+
+@dataclass(kw_only=True)
+class RopeScalingConfig:
+    """Stretch of the rotary frequencies as in Llama 3.1 (transformers `_compute_llama3_parameters`)."""
+
+    rope_type: Literal["llama3"]
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(kw_only=True)
+class LlamaConfig(LLMConfig):
+    """RMSNorm, rotary positions, grouped-query attention, SwiGLU (transformers `LlamaForCausalLM` and kin)."""
+
+    num_heads: int
+    """Query heads."""
+    num_kv_heads: int
+    """Key and value heads, each shared by `num_heads / num_kv_heads` query heads."""
+    mlp_hidden_size: int
+    """Inner width of the feed-forward layers."""
+    head_dim: int | None = None
+    """Width of a head; null: hidden_size / num_heads."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScalingConfig | None = None
+    """Stretch for long contexts; null: none."""
+    norm_eps: float = 1e-5
+    """Epsilon of every RMSNorm."""
+    tie_embeddings: bool = False
+    """The output layer is the token embedding."""
+    qkv_bias: bool = False
+    """Biases on q, k and v (Qwen2)."""
+    qk_norm: bool = False
+    """RMSNorm on each head's q and k (Qwen3)."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    def problems(self, tp: int, pp: int) -> list[str]:
+        """Sizes that do not fit one another or the layout."""
+        found = []
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            found.append(f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}")
+        if self.head_size % 2:
+            found.append(f"head_dim={self.head_size} is odd; rotary positions need an even one")
+        if self.num_heads % self.num_kv_heads:
+            found.append(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        for name in ("num_heads", "num_kv_heads", "mlp_hidden_size", "vocab_size"):
+            if getattr(self, name) % tp:
+                found.append(f"{name}={getattr(self, name)} cannot be divided over parallel.tp={tp}")
+        if self.num_layers % pp:
+            found.append(f"num_layers={self.num_layers} cannot be divided over parallel.pp={pp}")
+        return found
+
+    def num_params(self) -> int:
+        """Parameters of the whole model."""
+        query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        layer = self.hidden_size * (query + 2 * kv) + query * self.hidden_size
+        layer += 3 * self.hidden_size * self.mlp_hidden_size + 2 * self.hidden_size
+        layer += (query + 2 * kv) if self.qkv_bias else 0
+        layer += 2 * self.head_size if self.qk_norm else 0
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+        return self.num_layers * layer + embeddings + self.hidden_size
+
+    def flops(self, seq_len: int) -> float:
+        """Forward FLOPs per token: weights of layers and output layer, causal attention at its mean length."""
+        query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        layer = self.hidden_size * (2 * query + 2 * kv) + 3 * self.hidden_size * self.mlp_hidden_size
+        attention = 2 * query * (seq_len + 1) / 2
+        return 2.0 * (self.num_layers * (layer + attention) + self.vocab_size * self.hidden_size)
+
+    def build(self, context: BuildContext) -> torch.nn.Module:
+        """Makes this rank's shard."""
+        from loongforge.components.llm.llama.module import LlamaModel
+
+        return LlamaModel(self, context)

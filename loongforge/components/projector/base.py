@@ -1,0 +1,39 @@
+"""What every projector's config tells the rest of the system. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loongforge.config.schema import ComponentConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from loongforge.components.context import BuildContext
+
+
+@dataclass(kw_only=True)
+class ProjectorConfig(ComponentConfig):
+    """A map from vision features `[N, P, input_size]` to LLM embeddings `[N, P', output_size]`."""
+
+    def num_tokens(self, num_features: int) -> int:
+        """LLM tokens of an image that has so many feature vectors (`P'` from `P`)."""
+        return num_features
+
+    def problems(self, tp: int, *, input_size: int, output_size: int) -> list[str]:
+        """What makes this projector impossible to build, found without building it."""
+        return []
+
+    def num_params(self, *, input_size: int, output_size: int) -> int:
+        """Parameters of the whole projector, over all shards."""
+        raise NotImplementedError
+
+    def flops(self, num_features: int, *, input_size: int, output_size: int) -> float:
+        """Forward FLOPs of one image with so many feature vectors."""
+        weights = self.num_params(input_size=input_size, output_size=output_size)
+        return 2.0 * weights * num_features
+
+    def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
+        """Makes this rank's shard of the module."""
+        raise NotImplementedError

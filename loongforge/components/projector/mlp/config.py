@@ -1,0 +1,61 @@
+"""Linear and two-layer MLP projectors (LLaVA and LLaVA-1.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loongforge.components.projector.base import ProjectorConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from loongforge.components.context import BuildContext
+
+
+@dataclass(kw_only=True)
+class LinearConfig(ProjectorConfig):
+    """One linear map (LLaVA, arXiv 2304.08485)."""
+
+    bias: bool = True
+    """Add a bias."""
+
+    def num_params(self, *, input_size: int, output_size: int) -> int:
+        """Parameters of the map."""
+        return output_size * (input_size + int(self.bias))
+
+    def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
+        """Makes this rank's copy."""
+        from loongforge.components.projector.mlp.module import LinearProjector
+
+        return LinearProjector(self, context, input_size=input_size, output_size=output_size)
+
+
+@dataclass(kw_only=True)
+class MLP2xGELUConfig(ProjectorConfig):
+    """Linear, exact GELU, linear (LLaVA-1.5, arXiv 2310.03744; transformers `LlavaMultiModalProjector`)."""
+
+    hidden_size: int | None = None
+    """Inner width; null: the LLM's width."""
+    bias: bool = True
+    """Add biases."""
+
+    def inner_size(self, output_size: int) -> int:
+        """Width between the two maps."""
+        return self.hidden_size or output_size
+
+    def problems(self, tp: int, *, input_size: int, output_size: int) -> list[str]:
+        """An inner width that cannot be divided over the tensor-parallel ranks."""
+        inner = self.inner_size(output_size)
+        return [f"hidden_size={inner} cannot be divided over parallel.tp={tp}"] if inner % tp else []
+
+    def num_params(self, *, input_size: int, output_size: int) -> int:
+        """Parameters of both maps."""
+        inner, bias = self.inner_size(output_size), int(self.bias)
+        return inner * (input_size + bias) + output_size * (inner + bias)
+
+    def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
+        """Makes this rank's shard."""
+        from loongforge.components.projector.mlp.module import MLPProjector
+
+        return MLPProjector(self, context, input_size=input_size, output_size=output_size)

@@ -1,0 +1,58 @@
+"""What every vision encoder's config tells the rest of the system. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from loongforge.config.schema import ComponentConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from loongforge.components.context import BuildContext
+
+
+@dataclass(kw_only=True)
+class VisionConfig(ComponentConfig):
+    """An encoder from pixels `[N, 3, image_size, image_size]` to features `[N, P, output_size]`."""
+
+    image_size: int
+    """Height and width of the processed image in pixels."""
+    patch_size: int
+    """Height and width of a patch in pixels."""
+    image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    """Per channel, subtracted from pixels in [0, 1]."""
+    image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    """Per channel, divides what is left."""
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Feature vectors that one image gives to the projector (`P`)."""
+        raise NotImplementedError
+
+    @property
+    def output_size(self) -> int:
+        """Width of a feature vector."""
+        raise NotImplementedError
+
+    def problems(self, tp: int) -> list[str]:
+        """What makes this encoder impossible to build, found without building it."""
+        raise NotImplementedError
+
+    def num_params(self) -> int:
+        """Parameters of the whole encoder, over all shards."""
+        raise NotImplementedError
+
+    def flops(self) -> float:
+        """Forward FLOPs of one image."""
+        raise NotImplementedError
+
+    def build(self, context: BuildContext) -> torch.nn.Module:
+        """Makes this rank's shard of the module."""
+        raise NotImplementedError

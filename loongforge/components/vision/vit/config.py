@@ -1,0 +1,139 @@
+"""CLIP- and SigLIP-type vision transformers: sizes, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from loongforge.components.vision.base import VisionConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from loongforge.components.context import BuildContext
+
+
+@dataclass(kw_only=True)
+class ViTConfig(VisionConfig):
+    """A pre-norm vision transformer with learned positions on a fixed patch grid."""
+
+    hidden_size: int
+    """Width of the residual stream."""
+    num_layers: int
+    """Layers of the published model; those above `feature_layer` are not built."""
+    num_heads: int
+    """Attention heads."""
+    mlp_hidden_size: int
+    """Inner width of the feed-forward layers."""
+    activation: Literal["quick_gelu", "gelu_tanh", "gelu"]
+    """`gelu_tanh` is the tanh approximation."""
+    norm_eps: float
+    """Epsilon of every LayerNorm."""
+    feature_layer: int = -1
+    """Which hidden state the features are, as in transformers: -2 is the input of the last layer, -1 its output."""
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a learned token stands before the patches."""
+        return False
+
+    @property
+    def built_layers(self) -> int:
+        """Layers that the features depend on."""
+        return self.num_layers + 1 + self.feature_layer if self.feature_layer < 0 else self.feature_layer
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens inside the encoder."""
+        return self.num_patches + int(self.has_class_token)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Feature vectors of one image."""
+        return self.num_patches
+
+    @property
+    def output_size(self) -> int:
+        """Width of a feature vector."""
+        return self.hidden_size
+
+    def problems(self, tp: int) -> list[str]:
+        """Sizes that do not fit one another or the tensor-parallel size."""
+        found = []
+        if self.image_size % self.patch_size:
+            found.append(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}; "
+                f"nearest: {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
+            )
+        if self.hidden_size % self.num_heads:
+            found.append(f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}")
+        if self.num_heads % tp:
+            found.append(f"num_heads={self.num_heads} cannot be divided over parallel.tp={tp}")
+        if self.mlp_hidden_size % tp:
+            found.append(f"mlp_hidden_size={self.mlp_hidden_size} cannot be divided over parallel.tp={tp}")
+        if not 1 <= self.built_layers <= self.num_layers:
+            found.append(
+                f"feature_layer={self.feature_layer} does not exist in a model of num_layers={self.num_layers}; "
+                f"allowed: {-self.num_layers} to -1, or 1 to {self.num_layers}"
+            )
+        for name, value in (("image_mean", self.image_mean), ("image_std", self.image_std)):
+            if len(value) != 3:
+                found.append(f"{name} needs 3 numbers, one per colour, not {len(value)}")
+        if any(value <= 0 for value in self.image_std):
+            found.append(f"image_std={list(self.image_std)} must be positive")
+        return found
+
+    def num_params(self) -> int:
+        """Parameters of the layers that are built."""
+        layer = 4 * self.hidden_size * (self.hidden_size + 1) + 4 * self.hidden_size
+        layer += 2 * self.hidden_size * self.mlp_hidden_size + self.mlp_hidden_size + self.hidden_size
+        return self.built_layers * layer + self._embedding_params()
+
+    def _embedding_params(self) -> int:
+        return self.hidden_size * (3 * self.patch_size**2 + self.num_positions)
+
+    def flops(self) -> float:
+        """Forward FLOPs of one image: matrix products of the layers, attention and patch embedding."""
+        layer = 2.0 * (4 * self.hidden_size**2 + 2 * self.hidden_size * self.mlp_hidden_size) * self.num_positions
+        layer += 4.0 * self.num_positions**2 * self.hidden_size
+        return self.built_layers * layer + 2.0 * self.num_patches * self.hidden_size * 3 * self.patch_size**2
+
+    def build(self, context: BuildContext) -> torch.nn.Module:
+        """Makes this rank's shard."""
+        from loongforge.components.vision.vit.module import VisionTransformer
+
+        return VisionTransformer(self, context)
+
+
+@dataclass(kw_only=True)
+class ClipViTConfig(ViTConfig):
+    """The vision tower of CLIP (transformers `CLIPVisionModel`) as LLaVA uses it: no post-norm, class token dropped."""
+
+    activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "quick_gelu"
+    norm_eps: float = 1e-5
+    feature_layer: int = -2
+
+    @property
+    def has_class_token(self) -> bool:
+        """CLIP has one; it is dropped from the features."""
+        return True
+
+    def _embedding_params(self) -> int:
+        return super()._embedding_params() + 3 * self.hidden_size  # class token, and the norm before the layers
+
+
+@dataclass(kw_only=True)
+class SiglipViTConfig(ViTConfig):
+    """The vision tower of SigLIP (transformers `SiglipVisionModel`): no class token, patch bias; a norm follows layer -1."""
+
+    activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "gelu_tanh"
+    norm_eps: float = 1e-6
+
+    @property
+    def has_post_norm(self) -> bool:
+        """The final norm belongs to the last layer's output, not to hidden states before it."""
+        return self.feature_layer in (-1, self.num_layers)
+
+    def _embedding_params(self) -> int:
+        norm = 2 * self.hidden_size if self.has_post_norm else 0
+        return super()._embedding_params() + self.hidden_size + norm
