@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from loongforge.components.context import BuildContext
+    from loongforge.components.hf import NameMap
 
 
 @dataclass(kw_only=True)
@@ -92,3 +93,9 @@ class LlamaConfig(LLMConfig):
         from loongforge.components.llm.llama.module import LlamaModel
 
         return LlamaModel(self, context)
+
+    def name_map(self) -> NameMap:
+        """Hugging Face names of the parameters."""
+        from loongforge.components.llm.llama.hf import name_map
+
+        return name_map(self)

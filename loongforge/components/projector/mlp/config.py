@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from loongforge.components.context import BuildContext
+    from loongforge.components.hf import NameMap
 
 
 @dataclass(kw_only=True)
@@ -29,6 +30,12 @@ class LinearConfig(ProjectorConfig):
         from loongforge.components.projector.mlp.module import LinearProjector
 
         return LinearProjector(self, context, input_size=input_size, output_size=output_size)
+
+    def name_map(self) -> NameMap:
+        """Hugging Face names of the parameters."""
+        from loongforge.components.projector.mlp.hf import linear_name_map
+
+        return linear_name_map()
 
 
 @dataclass(kw_only=True)
@@ -59,3 +66,9 @@ class MLP2xGELUConfig(ProjectorConfig):
         from loongforge.components.projector.mlp.module import MLPProjector
 
         return MLPProjector(self, context, input_size=input_size, output_size=output_size)
+
+    def name_map(self) -> NameMap:
+        """Hugging Face names of the parameters."""
+        from loongforge.components.projector.mlp.hf import mlp_name_map
+
+        return mlp_name_map()

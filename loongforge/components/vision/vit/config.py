@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from loongforge.components.context import BuildContext
+    from loongforge.components.hf import NameMap
 
 
 @dataclass(kw_only=True)
@@ -103,6 +104,12 @@ class ViTConfig(VisionConfig):
         from loongforge.components.vision.vit.module import VisionTransformer
 
         return VisionTransformer(self, context)
+
+    def name_map(self) -> NameMap:
+        """Hugging Face names of the parameters."""
+        from loongforge.components.vision.vit.hf import name_map
+
+        return name_map(self)
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,40 @@
+"""Names of `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM` in transformers."""
+
+from __future__ import annotations
+
+from loongforge.components.hf import NameMap, Rule, grouped_qkv, stacked
+from loongforge.components.llm.llama.config import LlamaConfig
+
+# Alone; inside LLaVA in memory; inside LLaVA on the hub.
+PREFIXES = ("model.", "model.language_model.", "language_model.model.", "language_model.")
+HEAD_PREFIXES = ("", "model.language_model.", "language_model.")
+
+
+def name_map(config: LlamaConfig) -> NameMap:
+    """Rules of the decoder."""
+    layer, theirs = "decoder.layers.{i}.", "layers.{i}."
+    attention = theirs + "self_attn."
+    heads = dict(groups=config.num_kv_heads, per_group=config.num_heads // config.num_kv_heads, head=config.head_size)
+    qkv = [
+        grouped_qkv(
+            f"{layer}self_attention.linear_qkv.{kind}",
+            (f"{attention}q_proj.{kind}", f"{attention}k_proj.{kind}", f"{attention}v_proj.{kind}"),
+            **heads,
+        )
+        for kind in ("weight", "bias")
+    ]
+    rules = [
+        Rule("embedding.word_embeddings.weight", ("embed_tokens.weight",)),
+        Rule(f"{layer}input_layernorm.weight", (f"{theirs}input_layernorm.weight",)),
+        *qkv,
+        Rule(f"{layer}self_attention.q_layernorm.weight", (f"{attention}q_norm.weight",)),
+        Rule(f"{layer}self_attention.k_layernorm.weight", (f"{attention}k_norm.weight",)),
+        Rule(f"{layer}self_attention.linear_proj.weight", (f"{attention}o_proj.weight",)),
+        Rule(f"{layer}pre_mlp_layernorm.weight", (f"{theirs}post_attention_layernorm.weight",)),
+        stacked(f"{layer}mlp.linear_fc1.weight", (f"{theirs}mlp.gate_proj.weight", f"{theirs}mlp.up_proj.weight")),
+        Rule(f"{layer}mlp.linear_fc2.weight", (f"{theirs}mlp.down_proj.weight",)),
+        Rule("decoder.final_layernorm.weight", ("norm.weight",)),
+    ]
+    tied = Rule("output_layer.weight", ("embed_tokens.weight",))
+    head = Rule("output_layer.weight", ("lm_head.weight",), prefixes=HEAD_PREFIXES)
+    return NameMap([*rules, tied if config.tie_embeddings else head], PREFIXES)

@@ -1,0 +1,129 @@
+"""Llama-type decoders on megatron-core layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+    vocab_parallel_cross_entropy,
+)
+from megatron.core.transformer.enums import ModelType
+
+from loongforge.components.context import BuildContext
+from loongforge.components.llm.llama import rope
+from loongforge.components.llm.llama.config import LlamaConfig
+from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
+
+
+class LlamaModel(LanguageModule):
+    """Embedding, decoder and output layer of this rank's pipeline stage; transformers `LlamaForCausalLM` and kin."""
+
+    model_type = ModelType.encoder_or_decoder
+
+    def __init__(self, config: LlamaConfig, context: BuildContext) -> None:
+        sizes = transformer_config(
+            context,
+            num_layers=config.num_layers,
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_heads,
+            num_query_groups=config.num_kv_heads,
+            kv_channels=config.head_size,
+            ffn_hidden_size=config.mlp_hidden_size,
+            activation_func=ACTIVATIONS["silu"],
+            gated_linear_unit=True,
+            add_bias_linear=False,
+            add_qkv_bias=config.qkv_bias,
+            qk_layernorm=config.qk_norm,
+            normalization="RMSNorm",
+            layernorm_epsilon=config.norm_eps,
+        )
+        super().__init__(sizes, context.groups)
+        self.vocab_size = config.vocab_size
+        self.pre_process, self.post_process = context.first_stage, context.last_stage
+        self.share_embeddings_and_output_weights = config.tie_embeddings
+        self.register_buffer("rope_frequencies", rope.inverse_frequencies(config), persistent=False)
+        if self.pre_process:
+            self.embedding = LanguageModelEmbedding(
+                sizes,
+                config.vocab_size,
+                config.max_seq_len,
+                position_embedding_type="none",
+                scatter_to_sequence_parallel=False,
+                tp_group=context.groups.tp,
+            )
+        self.decoder = transformer_block(sizes, context, causal=True, qk_norm=config.qk_norm)
+        if self.post_process:
+            self.output_layer = self._output_layer(config, context)
+        self.setup_embeddings_and_output_layer()
+
+    def _output_layer(self, config: LlamaConfig, context: BuildContext) -> ColumnParallelLinear:
+        """It sees the chosen positions of all ranks, so it neither gathers nor scatters the sequence itself."""
+        layer = ColumnParallelLinear(
+            config.hidden_size,
+            config.vocab_size,
+            config=self.config,
+            init_method=torch.nn.init.zeros_,
+            bias=False,
+            skip_weight_param_allocation=self.pre_process and config.tie_embeddings,
+            tp_group=context.groups.tp,
+        )
+        layer.sequence_parallel, layer.allreduce_dgrad = False, context.tp > 1
+        return layer
+
+    def set_input_tensor(self, input_tensor: torch.Tensor) -> None:
+        """Takes the previous stage's output (called by megatron-core's schedules)."""
+        self.decoder.set_input_tensor(input_tensor)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids `[B, S]` -> embeddings `[S, B, H]`, whole on every tensor-parallel rank. First stage only."""
+        return self.embedding(input_ids=tokens, position_ids=None)
+
+    def forward(self, embeddings: torch.Tensor | None, length: int) -> torch.Tensor:
+        """Runs this stage's layers.
+
+        Args:
+            embeddings: `[S, B, H]` on the first stage, None on others (they take the schedule's input tensor).
+            length: S.
+
+        Returns:
+            Hidden states `[S, B, H]`; under sequence parallelism this rank's part of S.
+        """
+        if embeddings is not None and self.config.sequence_parallel:
+            embeddings = scatter_to_sequence_parallel_region(embeddings, group=self.tp_group)
+        rotary = rope.angles(self.rope_frequencies, length)
+        return self.decoder(embeddings, attention_mask=None, rotary_pos_emb=rotary)
+
+    def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Logits of chosen positions. Last stage only.
+
+        Args:
+            hidden: From `forward`.
+            rows: int64 `[T]`, indices into the flattened `[S * B]` positions.
+
+        Returns:
+            `[T, vocabulary / tp]`: this rank's part of the vocabulary.
+        """
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=self.tp_group)
+        chosen = hidden.flatten(0, 1).index_select(0, rows)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        return self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)
+
+    def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each position in nats.
+
+        Args:
+            logits: `[T, vocabulary / tp]`.
+            targets: int64 `[T]`.
+
+        Returns:
+            float32 `[T]`.
+        """
+        if self.tp_group.size() == 1:
+            return F.cross_entropy(logits.float(), targets, reduction="none")
+        return vocab_parallel_cross_entropy(logits[:, None].float(), targets[:, None]).squeeze(1)

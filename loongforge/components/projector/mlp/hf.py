@@ -1,0 +1,19 @@
+"""Names of `LlavaMultiModalProjector` in transformers; a linear projector is LLaVA v1's `mm_projector`."""
+
+from __future__ import annotations
+
+from loongforge.components.hf import NameMap, Rule
+
+PREFIXES = ("model.multi_modal_projector.", "multi_modal_projector.", "")
+
+
+def mlp_name_map() -> NameMap:
+    """Rules of the two-layer projector."""
+    names = [f"linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")]
+    return NameMap([Rule(name, (name,)) for name in names], PREFIXES)
+
+
+def linear_name_map() -> NameMap:
+    """Rules of the linear projector."""
+    rules = [Rule(f"linear.{kind}", (f"linear.{kind}",)) for kind in ("weight", "bias")]
+    return NameMap(rules, ("model.mm_projector.", "mm_projector.", *PREFIXES))

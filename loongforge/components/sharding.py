@@ -1,0 +1,144 @@
+"""Whole parameters and their shards: names that no layout changes, slices, first weights.
+
+The *global name* of a parameter counts layers over all pipeline stages. Its *full tensor* is what one process holds.
+Every way into the weights (drawing them, loading them from elsewhere) makes full tensors and slices them here, so
+every layout starts from the same model.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+
+import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.transformer_block import TransformerBlock
+
+_GATED = "linear_fc1.weight"
+
+
+def mark_tensor_parallel(module: torch.nn.Module) -> None:
+    """Notes on each sharded weight which axis is divided (megatron-core does so only where it draws the weights)."""
+    axes = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
+    for part in module.modules():
+        axis = axes.get(type(part))
+        weight = getattr(part, "weight", None)
+        if axis is not None and weight is not None and not hasattr(weight, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(weight, True, axis, 1)
+
+
+def _layer_offset(block: TransformerBlock) -> int:
+    return block.layers[0].layer_number - 1 if len(block.layers) else 0
+
+
+def global_names(module: torch.nn.Module) -> dict[str, str]:
+    """Local parameter name -> global name, for this rank's shard of a component."""
+    blocks = [(name, part) for name, part in module.named_modules() if isinstance(part, TransformerBlock)]
+    names = {name: name for name, _ in module.named_parameters()}
+    for block_name, block in blocks:
+        prefix = f"{block_name}.layers."
+        for name in [n for n in names if n.startswith(prefix)]:
+            index, rest = name.removeprefix(prefix).split(".", 1)
+            names[name] = f"{prefix}{int(index) + _layer_offset(block)}.{rest}"
+    return names
+
+
+def global_parameters(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """This rank's parameters by global name."""
+    names = global_names(module)
+    for name, param in module.named_parameters():
+        yield names[name], param
+
+
+def _is_gated(module: torch.nn.Module, name: str) -> bool:
+    return name.endswith(_GATED) and bool(getattr(getattr(module, "config", None), "gated_linear_unit", False))
+
+
+def full_shape(param: torch.Tensor, tp: int) -> tuple[int, ...]:
+    """Shape of the full tensor that this shard is a part of."""
+    shape = list(param.shape)
+    if getattr(param, "tensor_model_parallel", False):
+        shape[param.partition_dim] *= tp  # type: ignore[attr-defined]
+    return tuple(shape)
+
+
+def take_shard(full: torch.Tensor, param: torch.Tensor, *, rank: int, tp: int, gated: bool = False) -> torch.Tensor:
+    """The slice of a full tensor that belongs to tensor-parallel rank `rank`.
+
+    Args:
+        full: The full tensor.
+        param: The shard that it is for; says which axis is divided.
+        rank: Tensor-parallel rank.
+        tp: Tensor-parallel size.
+        gated: The first axis stacks gate and up projection, each divided on its own.
+    """
+    if not getattr(param, "tensor_model_parallel", False):
+        return full
+    axis = param.partition_dim  # type: ignore[attr-defined]
+    halves = full.chunk(2, axis) if gated else (full,)
+    return torch.cat([half.chunk(tp, axis)[rank] for half in halves], axis)
+
+
+def join_shards(shards: list[torch.Tensor], param: torch.Tensor, *, gated: bool = False) -> torch.Tensor:
+    """The full tensor from the shards of all tensor-parallel ranks; inverse of `take_shard`."""
+    if not getattr(param, "tensor_model_parallel", False):
+        return shards[0]
+    axis = param.partition_dim  # type: ignore[attr-defined]
+    if not gated:
+        return torch.cat(shards, axis)
+    pairs = [shard.chunk(2, axis) for shard in shards]
+    return torch.cat([gate for gate, _ in pairs] + [up for _, up in pairs], axis)
+
+
+@torch.no_grad()
+def fill_parameters(
+    module: torch.nn.Module, full_tensor: Callable[[str, tuple[int, ...]], torch.Tensor], group: torch.distributed.ProcessGroup
+) -> None:
+    """Sets every parameter of this rank's shard to its slice of `full_tensor(global name, full shape)`."""
+    rank, tp = group.rank(), group.size()
+    for name, param in global_parameters(module):
+        full = full_tensor(name, full_shape(param, tp))
+        param.copy_(take_shard(full, param, rank=rank, tp=tp, gated=_is_gated(module, name)))
+
+
+@torch.no_grad()
+def gather_parameters(
+    module: torch.nn.Module,
+    group: torch.distributed.ProcessGroup,
+    value: Callable[[torch.nn.Parameter], torch.Tensor] = lambda param: param.detach(),
+) -> dict[str, torch.Tensor]:
+    """Full tensors by global name of what `value` takes from each parameter (itself, its gradient ...).
+
+    Collective over the tensor-parallel group; covers this pipeline stage.
+    """
+    full = {}
+    for name, param in global_parameters(module):
+        local = value(param).contiguous()
+        if not getattr(param, "tensor_model_parallel", False):
+            full[name] = local.clone()
+            continue
+        shards = [torch.empty_like(local) for _ in range(group.size())]
+        torch.distributed.all_gather(shards, local, group=group)
+        full[name] = join_shards(shards, param, gated=_is_gated(module, name))
+    return full
+
+
+def draw_parameters(
+    module: torch.nn.Module, *, component: str, seed: int, std: float, group: torch.distributed.ProcessGroup
+) -> None:
+    """First weights: norm weights 1, biases 0, everything else N(0, std).
+
+    Each parameter is a pure function of the seed, the component and its global name, so no layout changes it.
+    """
+
+    def full_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if name.endswith(".bias"):
+            return torch.zeros(shape)
+        if len(shape) == 1 and name.endswith(".weight"):
+            return torch.ones(shape)
+        key = zlib.crc32(f"{component}.{name}".encode())
+        generator = torch.Generator().manual_seed((seed << 32) + key)
+        return torch.randn(shape, generator=generator) * std
+
+    fill_parameters(module, full_tensor, group)

@@ -1,0 +1,134 @@
+"""megatron-core layer specs and configs that need no TransformerEngine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from loongforge.components.context import BuildContext
+from loongforge.components.transformer.attention import TorchAttention
+
+
+class TorchNorm:
+    """Makes torch's own RMSNorm or LayerNorm, as `config.normalization` says.
+
+    Norms act on each token alone. Under sequence parallelism each rank sees a part of the tokens; the flag on the
+    parameters makes megatron-core sum their gradients over tensor-parallel ranks.
+    """
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:
+        """The norm over the last axis."""
+        kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
+        norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
+        for param in norm.parameters():
+            param.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
+
+
+def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """GELU of the original CLIP: `x * sigmoid(1.702 x)`."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """GELU in its tanh approximation."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu_tanh": gelu_tanh,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
+def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig:
+    """A `TransformerConfig` for the component's layout; weights are drawn later (`components.init`)."""
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return TransformerConfig(
+        tensor_model_parallel_size=context.tp,
+        pipeline_model_parallel_size=context.pp,
+        pipeline_dtype=context.dtype,
+        sequence_parallel=context.sequence_parallel and context.tp > 1,
+        params_dtype=context.dtype,
+        bf16=context.dtype == torch.bfloat16,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        calculate_per_token_loss=True,
+        **(recompute if context.recompute else {}),
+        **sizes,
+    )
+
+
+def _layer_spec(mask: AttnMaskType, qk_norm: bool) -> ModuleSpec:
+    head_norm = TorchNorm if qk_norm else IdentityOp
+    attention = SelfAttentionSubmodules(
+        linear_qkv=ColumnParallelLinear,
+        core_attention=TorchAttention,
+        linear_proj=RowParallelLinear,
+        q_layernorm=head_norm,
+        k_layernorm=head_norm,
+    )
+    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=TorchNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention, params={"attn_mask_type": mask}, submodules=attention
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=TorchNorm,
+            mlp=ModuleSpec(module=MLP, submodules=mlp),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def transformer_block(
+    config: TransformerConfig,
+    context: BuildContext,
+    *,
+    causal: bool,
+    qk_norm: bool = False,
+    final_norm: bool = True,
+) -> TransformerBlock:
+    """This rank's layers.
+
+    Args:
+        config: From `transformer_config`.
+        context: The component's place.
+        causal: Attend to earlier positions only.
+        qk_norm: Normalise each head's q and k.
+        final_norm: End the last stage with a norm.
+    """
+    spec = _layer_spec(AttnMaskType.causal if causal else AttnMaskType.no_mask, qk_norm)
+    layers = config.num_layers // context.pp
+    return TransformerBlock(
+        config,
+        TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=TorchNorm if final_norm else None),
+        post_layer_norm=final_norm,
+        pre_process=context.first_stage,
+        post_process=context.last_stage,
+        pg_collection=context.groups,
+    )

@@ -1,0 +1,72 @@
+"""Builds this rank's parts of the model that a recipe names, with their first weights."""
+
+from __future__ import annotations
+
+import torch
+
+from loongforge.components.context import BuildContext
+from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
+from loongforge.components.sharding import draw_parameters, mark_tensor_parallel
+from loongforge.components.vision.base import VisionConfig
+from loongforge.config.schema import ComponentConfig, Config
+from loongforge.model.vlm import VisionLanguageModel
+from loongforge.parallel.groups import Groups
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def component_configs(config: Config) -> dict[str, ComponentConfig]:
+    """The components that the recipe has, in the order of the data."""
+    parts = {name: getattr(config.model, name) for name in ("vision", "projector", "llm")}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _context(config: Config, name: str, groups: Groups) -> BuildContext | None:
+    component = component_configs(config)[name]
+    collection = groups.of(name)
+    if collection is None:
+        return None
+    is_llm = name == "llm"
+    return BuildContext(
+        groups=collection,
+        dtype=DTYPES[component.dtype or config.trainer.precision],
+        pp=groups.layout.pp if is_llm else 1,
+        sequence_parallel=groups.layout.sequence_parallel and is_llm,
+        recompute=config.trainer.recompute == "full",
+    )
+
+
+def _build_component(config: Config, name: str, groups: Groups) -> torch.nn.Module | None:
+    """This rank's shard with weights drawn from the seed; frozen where the recipe says so."""
+    component = component_configs(config).get(name)
+    context = _context(config, name, groups) if component is not None else None
+    if component is None or context is None:
+        return None
+    if isinstance(component, ProjectorConfig):
+        vision, llm = config.model.vision, config.model.llm
+        assert isinstance(vision, VisionConfig) and isinstance(llm, LLMConfig)
+        module = component.build(context, input_size=vision.output_size, output_size=llm.hidden_size)
+    else:
+        assert isinstance(component, VisionConfig | LLMConfig)
+        module = component.build(context)
+    mark_tensor_parallel(module)
+    draw_parameters(
+        module, component=name, seed=config.trainer.seed, std=component.init_std, group=context.groups.tp
+    )
+    return module.requires_grad_(not component.freeze)
+
+
+def build_model(config: Config, groups: Groups, *, image_token: int | None) -> VisionLanguageModel:
+    """The model of this rank.
+
+    Args:
+        config: The validated recipe.
+        groups: From `parallel.make_groups`.
+        image_token: Id of the image placeholder in the tokenizer; None for a text-only model.
+    """
+    parts = {name: _build_component(config, name, groups) for name in ("vision", "projector", "llm")}
+    vision = config.model.vision
+    return VisionLanguageModel(
+        **parts, image_token=image_token, encode_without_grad=vision is not None and vision.freeze
+    )

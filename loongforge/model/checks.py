@@ -1,0 +1,50 @@
+"""What makes a composed model impossible, found from its config before any weight is made. No torch here."""
+
+from __future__ import annotations
+
+from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
+from loongforge.components.vision.base import VisionConfig
+from loongforge.config.errors import UserError
+from loongforge.config.schema import Config, ModelConfig
+from loongforge.parallel.layout import Layout
+
+
+def check_model(config: Config, layout: Layout) -> None:
+    """Raises one UserError that lists everything in the model that does not fit."""
+    found = model_problems(config.model, layout) + _batch_problems(config, layout)
+    if found:
+        raise UserError("The model cannot be built:\n" + "\n".join(f"  - {line}" for line in found))
+
+
+def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
+    """Sizes that do not fit one another or the layout, each with its key."""
+    vision, projector, llm = model.vision, model.projector, model.llm
+    assert isinstance(llm, LLMConfig)
+    found = [f"model.llm.{line}" for line in llm.problems(layout.tp, layout.pp)]
+    if (vision is None) != (projector is None):
+        missing = "projector" if projector is None else "vision"
+        found.append(f"model.{missing} is missing: vision and projector come together, or neither for text only")
+    if isinstance(vision, VisionConfig) and isinstance(projector, ProjectorConfig):
+        found += [f"model.vision.{line}" for line in vision.problems(layout.tp)]
+        sizes = dict(input_size=vision.output_size, output_size=llm.hidden_size)
+        found += [f"model.projector.{line}" for line in projector.problems(layout.tp, **sizes)]
+        tokens = projector.num_tokens(vision.num_image_tokens)
+        if tokens >= llm.max_seq_len:
+            found.append(f"an image takes {tokens} tokens, but model.llm.max_seq_len={llm.max_seq_len}")
+    for name, component in (("vision", vision), ("projector", projector), ("llm", llm)):
+        if component is not None and component.lora is not None:
+            found.append(f"model.{name}.lora is not available yet; allowed: null")
+    if all(part is None or part.freeze for part in (vision, projector, llm)):
+        found.append("every component is frozen: nothing would be learned; set freeze=false on one")
+    return found
+
+
+def _batch_problems(config: Config, layout: Layout) -> list[str]:
+    whole, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
+    if whole % (micro * layout.dp):
+        return [
+            f"trainer.global_batch_size={whole} is not a multiple of trainer.micro_batch_size={micro} x dp={layout.dp}; "
+            f"nearest: {max(1, round(whole / (micro * layout.dp))) * micro * layout.dp}"
+        ]
+    return []
