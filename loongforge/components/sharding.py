@@ -22,7 +22,7 @@ def mark_tensor_parallel(module: torch.nn.Module) -> None:
     """Notes on each sharded weight which axis is divided (megatron-core does so only where it draws the weights)."""
     axes = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
     for part in module.modules():
-        axis = axes.get(type(part))
+        axis = next((axis for kind, axis in axes.items() if isinstance(part, kind)), None)
         weight = getattr(part, "weight", None)
         if axis is not None and weight is not None and not hasattr(weight, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(weight, True, axis, 1)

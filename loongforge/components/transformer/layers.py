@@ -8,22 +8,32 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from loongforge.components.context import BuildContext
-from loongforge.components.transformer.attention import TorchAttention
+from loongforge.components.transformer.attention import TorchAttention, TorchSelfAttention
+from loongforge.components.transformer.linear import ColumnLinear, RowLinear
+from loongforge.components.transformer.mlp import FeedForward
+from loongforge.kernels import ops
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, computed by our kernel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalises the last axis."""
+        assert self.eps is not None
+        return ops.rms_norm(x, self.weight, self.eps)
 
 
 class TorchNorm:
-    """Makes torch's own RMSNorm or LayerNorm, as `config.normalization` says.
+    """Makes an RMSNorm or LayerNorm, as `config.normalization` says.
 
     Norms act on each token alone. Under sequence parallelism each rank sees a part of the tokens; the flag on the
     parameters makes megatron-core sum their gradients over tensor-parallel ranks.
@@ -31,16 +41,11 @@ class TorchNorm:
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> torch.nn.Module:
         """The norm over the last axis."""
-        kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
+        kind = RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
         norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
         for param in norm.parameters():
             param.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         return norm
-
-
-def quick_gelu(x: torch.Tensor) -> torch.Tensor:
-    """GELU of the original CLIP: `x * sigmoid(1.702 x)`."""
-    return x * torch.sigmoid(1.702 * x)
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -49,7 +54,7 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "quick_gelu": quick_gelu,
+    "quick_gelu": ops.quick_gelu,
     "gelu_tanh": gelu_tanh,
     "gelu": F.gelu,
     "silu": F.silu,
@@ -80,26 +85,25 @@ def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig
     )
 
 
-def _layer_spec(mask: AttnMaskType, qk_norm: bool) -> ModuleSpec:
+def _layer_spec(context: BuildContext, mask: AttnMaskType, qk_norm: bool) -> ModuleSpec:
     head_norm = TorchNorm if qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear,
+        linear_qkv=ColumnLinear,
         core_attention=TorchAttention,
-        linear_proj=RowParallelLinear,
+        linear_proj=RowLinear,
         q_layernorm=head_norm,
         k_layernorm=head_norm,
     )
-    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
             self_attention=ModuleSpec(
-                module=SelfAttention, params={"attn_mask_type": mask}, submodules=attention
+                module=TorchSelfAttention, params={"attn_mask_type": mask}, submodules=attention
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
-            mlp=ModuleSpec(module=MLP, submodules=mlp),
+            mlp=FeedForward.over(context.groups.tp),
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -122,7 +126,7 @@ def transformer_block(
         qk_norm: Normalise each head's q and k.
         final_norm: End the last stage with a norm.
     """
-    spec = _layer_spec(AttnMaskType.causal if causal else AttnMaskType.no_mask, qk_norm)
+    spec = _layer_spec(context, AttnMaskType.causal if causal else AttnMaskType.no_mask, qk_norm)
     layers = config.num_layers // context.pp
     return TransformerBlock(
         config,

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
     vocab_parallel_cross_entropy,
@@ -17,6 +16,7 @@ from megatron.core.transformer.enums import ModelType
 from loongforge.components.context import BuildContext
 from loongforge.components.llm.llama import rope
 from loongforge.components.llm.llama.config import LlamaConfig
+from loongforge.components.transformer.linear import ColumnLinear
 from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
 
 
@@ -61,9 +61,9 @@ class LlamaModel(LanguageModule):
             self.output_layer = self._output_layer(config, context)
         self.setup_embeddings_and_output_layer()
 
-    def _output_layer(self, config: LlamaConfig, context: BuildContext) -> ColumnParallelLinear:
+    def _output_layer(self, config: LlamaConfig, context: BuildContext) -> ColumnLinear:
         """It sees the chosen positions of all ranks, so it neither gathers nor scatters the sequence itself."""
-        layer = ColumnParallelLinear(
+        layer = ColumnLinear(
             config.hidden_size,
             config.vocab_size,
             config=self.config,
@@ -95,7 +95,7 @@ class LlamaModel(LanguageModule):
         """
         if embeddings is not None and self.config.sequence_parallel:
             embeddings = scatter_to_sequence_parallel_region(embeddings, group=self.tp_group)
-        rotary = rope.angles(self.rope_frequencies, length)
+        rotary = rope.cos_sin(self.rope_frequencies, length)
         return self.decoder(embeddings, attention_mask=None, rotary_pos_emb=rotary)
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

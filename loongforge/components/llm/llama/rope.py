@@ -28,7 +28,7 @@ def _stretch(frequencies: torch.Tensor, scaling: RopeScalingConfig) -> torch.Ten
     return torch.where(between, blended, stretched)
 
 
-def angles(inverse: torch.Tensor, length: int) -> torch.Tensor:
-    """Angles of positions 0 .. length-1 as megatron-core takes them: float32 `[length, 1, 1, head_dim]`."""
-    half = torch.outer(torch.arange(length, dtype=torch.float32, device=inverse.device), inverse)
-    return torch.cat([half, half], -1)[:, None, None]
+def cos_sin(inverse: torch.Tensor, length: int) -> torch.Tensor:
+    """Cosines and sines of positions 0 .. length-1: float32 `[2, length, 1, 1, 1, head_dim / 2]`."""
+    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=inverse.device), inverse)
+    return torch.stack([angles.cos(), angles.sin()])[:, :, None, None, None]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.module import MegatronModule
 
 from loongforge.components.context import BuildContext
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
 from loongforge.components.transformer.layers import transformer_config
+from loongforge.components.transformer.linear import ColumnLinear, RowLinear
 
 
 def _layer_config(context: BuildContext, width: int):
@@ -38,8 +38,8 @@ class MLPProjector(MegatronModule):
         self.tp_group = context.groups.tp
         inner = config.inner_size(output_size)
         shared = dict(config=layer, init_method=torch.nn.init.zeros_, bias=config.bias, tp_group=self.tp_group)
-        self.linear_1 = ColumnParallelLinear(input_size, inner, gather_output=False, **shared)
-        self.linear_2 = RowParallelLinear(inner, output_size, input_is_parallel=True, skip_bias_add=False, **shared)
+        self.linear_1 = ColumnLinear(input_size, inner, gather_output=False, **shared)
+        self.linear_2 = RowLinear(inner, output_size, input_is_parallel=True, skip_bias_add=False, **shared)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[P, N, input_size]` -> `[P, N, output_size]`."""

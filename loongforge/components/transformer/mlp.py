@@ -1,0 +1,35 @@
+"""Feed-forward layer for megatron-core layers: SwiGLU in one piece."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from loongforge.components.transformer.linear import ColumnLinear, RowLinear
+from loongforge.kernels import ops
+
+
+class FeedForward(MLP):
+    """megatron-core's MLP with a shorter forward pass. Take `FeedForward.over(group)` for a layer spec."""
+
+    group: torch.distributed.ProcessGroup
+
+    @classmethod
+    def over(cls, group: torch.distributed.ProcessGroup) -> type[FeedForward]:
+        """The class bound to a tensor-parallel group: layers hand one over to megatron-core's own MLP class only."""
+        return type(cls.__name__, (cls,), {"group": group})
+
+    def __init__(self, config: TransformerConfig) -> None:
+        parts = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
+        super().__init__(config, parts, ffn_hidden_size=config.ffn_hidden_size, tp_group=self.group)
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor | None]:  # type: ignore[override]
+        """`[S, B, H]` -> `[S, B, H]`, and the bias that is still to be added, if any."""
+        inner, bias = self.linear_fc1(hidden_states)
+        if bias is not None:
+            inner = inner + bias
+        inner = ops.swiglu(inner) if self.config.gated_linear_unit else self.config.activation_func(inner)
+        return self.linear_fc2(inner)
