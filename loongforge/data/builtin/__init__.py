@@ -36,6 +36,8 @@ def build(name: str, out: str | os.PathLike[str] | None = None) -> Path:
         UserError: unknown name, folder not writable, damaged or occupied by something else.
     """
     if name not in _MODULES:
-        raise UserError(f"no embedded data set is named '{name}'.{did_you_mean(name, NAMES)} There are: {', '.join(NAMES)}")
+        raise UserError(
+            f"no embedded data set is named '{name}'.{did_you_mean(name, NAMES)} There are: {', '.join(NAMES)}"
+        )
     module = importlib.import_module(_MODULES[name])
     return publish(name, module.VERSION, Path(out) if out is not None else default_dir(name), module.write)

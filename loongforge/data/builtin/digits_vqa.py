@@ -69,7 +69,9 @@ def load_digits() -> tuple[list[int], np.ndarray]:
     return [int(value) for value in table[:, 64]], np.stack([np.asarray(image) for image in resized])
 
 
-def _samples(split: str, number: int, by_value: list[list[int]], glyphs: np.ndarray) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _samples(
+    split: str, number: int, by_value: list[list[int]], glyphs: np.ndarray
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yields (key, {suffix: content}); the tasks take turns."""
     tasks = list(_TASKS)
     for i in range(number):

@@ -66,7 +66,11 @@ def _write_and_rename(name: str, version: int, folder: Path, write: Callable[[Pa
     try:
         write(temporary)
         files = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
-        manifest = {"name": name, "version": version, "files": {f: s for f, s in files.items() if not f.endswith(".npz")}}
+        manifest = {
+            "name": name,
+            "version": version,
+            "files": {f: s for f, s in files.items() if not f.endswith(".npz")},
+        }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         temporary.chmod(0o777 & ~_umask())
         os.rename(temporary, folder)

@@ -11,7 +11,9 @@ from pathlib import Path
 from loongforge.data.sources.tar_index import load_index
 
 
-def write_shards(folder: Path, prefix: str, samples: Iterable[tuple[str, dict[str, bytes]]], per_shard: int) -> list[Path]:
+def write_shards(
+    folder: Path, prefix: str, samples: Iterable[tuple[str, dict[str, bytes]]], per_shard: int
+) -> list[Path]:
     """Writes `<prefix>-00000.tar`, `<prefix>-00001.tar`, ... and their indexes.
 
     Args:

@@ -1,0 +1,90 @@
+"""What the data side hands to the trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from loongforge.data.processing import ProcessedSample
+
+IGNORE = -100
+"""Label of a position without loss."""
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one data-parallel rank; B samples, S tokens, N images."""
+
+    tokens: torch.Tensor
+    """int64 [B, S], right-padded; a placeholder is already `num_image_tokens` image tokens."""
+    labels: torch.Tensor
+    """int64 [B, S]; labels[b, t] is the target of position t (already shifted), -100 = no loss."""
+    images: torch.Tensor
+    """float32 [N, 3, H, W], in order of appearance in the batch; N may be 0."""
+    lengths: torch.Tensor
+    """int64 [B], real tokens of each row."""
+    ids: list[str]
+    """Sample ids; "" is a padding row of an evaluation batch."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample left out, and what took its place."""
+
+    source: str
+    shard: str
+    key: str
+    id: str
+    reason: str
+    step: int
+    replaced_by: str
+    """Key and shard of the sample that was tried instead."""
+
+
+@dataclass
+class StepData:
+    """What one data-parallel rank needs for one step. All micro-batches have the same S."""
+
+    micro_batches: list[Batch]
+    bad: list[BadSample] = field(default_factory=list)
+
+
+def collate(samples: list[ProcessedSample], *, rows: int, length: int, pad_id: int, image_size: int) -> Batch:
+    """Makes a batch of `rows` rows; rows without a sample are padding (no label, no image, id "").
+
+    Args:
+        samples: at most `rows`.
+        rows: B.
+        length: S, at least the longest sample.
+        pad_id: token that fills up.
+        image_size: H and W of `images`, which matters when there are none.
+    """
+    import torch
+
+    tokens = np.full((rows, length), pad_id, np.int64)
+    labels = np.full((rows, length), IGNORE, np.int64)
+    lengths = np.zeros(rows, np.int64)
+    for row, sample in enumerate(samples):
+        lengths[row] = size = len(sample.ids)
+        tokens[row, :size] = sample.ids
+        labels[row, : size - 1] = np.where(sample.learned[1:], sample.ids[1:], IGNORE)
+    images = [image for sample in samples for image in sample.images]
+    pixels = np.stack(images) if images else np.zeros((0, 3, image_size, image_size), np.float32)
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        images=torch.from_numpy(pixels),
+        lengths=torch.from_numpy(lengths),
+        ids=[sample.id for sample in samples] + [""] * (rows - len(samples)),
+    )
+
+
+def padded_length(samples: list[ProcessedSample], multiple: int) -> int:
+    """The longest sample, rounded up to a multiple; at least one multiple."""
+    longest = max((len(sample.ids) for sample in samples), default=1)
+    return -(-longest // multiple) * multiple

@@ -1,0 +1,103 @@
+"""Chat messages: what is checked before they are rendered, and the form a chat template wants them in."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from loongforge.data.sample import SampleError
+
+Message = dict[str, Any]
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_READS_PARTS = re.compile(r"""\[['"]type['"]\]|\.type\b|['"]type['"]\s*,""")
+_READS_STRINGS = re.compile(r"is (not )?(string|iterable|sequence|mapping)")
+
+GENERATION_HELP = (
+    "has no {% generation %} block, so nothing says which tokens are answers. Put "
+    "{% generation %}...{% endgeneration %} around what the assistant writes, its end token included, in a copy of the "
+    "template, for instance: {% if message['role'] == 'assistant' %}ASSISTANT: "
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{% endif %}, and give that file as "
+    "data.chat_template"
+)
+
+
+def marks_answers(template: str) -> bool:
+    """Whether a chat template says which part of a conversation the assistant wrote."""
+    return _GENERATION.search(template) is not None
+
+
+def check_roles(messages: list[Message], *, ends_with: str) -> None:
+    """An optional system message, then user and assistant in turn, up to `ends_with`.
+
+    Raises:
+        SampleError: naming the message that is out of order.
+    """
+    turns = messages[1:] if messages and messages[0].get("role") == "system" else messages
+    first = len(messages) - len(turns)
+    for i, message in enumerate(turns):
+        expected = ("user", "assistant")[i % 2]
+        if message.get("role") != expected:
+            raise SampleError(
+                f"message {first + i} has role '{message.get('role')}' where '{expected}' is expected; allowed: an optional "
+                "'system' first, then 'user' and 'assistant' in turn"
+            )
+    if not turns or turns[-1]["role"] != ends_with:
+        raise SampleError(
+            f"the last message must be of role '{ends_with}'; the roles are {[m.get('role') for m in messages]}"
+        )
+
+
+def count_placeholders(messages: list[Message], image_token: str) -> int:
+    """Images that the messages ask for: `image_token` in a string, or parts of type `image`.
+
+    Raises:
+        SampleError: content of another shape, or an image token typed inside a text part, which would be taken for an image.
+    """
+    return sum(_placeholders(i, message.get("content"), image_token) for i, message in enumerate(messages))
+
+
+def _placeholders(number: int, content: Any, image_token: str) -> int:
+    if isinstance(content, str):
+        return content.count(image_token)
+    if not isinstance(content, list):
+        raise SampleError(f"content of message {number} must be a string or a list of parts, not {content!r:.80}")
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "image") or (kind == "text" and not isinstance(part.get("text"), str)):
+            raise SampleError(
+                f"message {number} has part {part!r:.80}; allowed: {{'type': 'text', 'text': ...}} and {{'type': 'image'}}"
+            )
+        if kind == "text" and image_token in part["text"]:
+            raise SampleError(
+                f"a text part of message {number} holds the characters '{image_token}', which the tokenizer cannot tell "
+                "from an image; reword it, or use parts of type 'image' for images"
+            )
+    return sum(part["type"] == "image" for part in content)
+
+
+def fit_template(messages: list[Message], template: str, image_token: str) -> list[Message]:
+    """The messages in the form that the template reads: unchanged where it reads both strings and parts."""
+    if _READS_PARTS.search(template) is None:
+        return [{**message, "content": _as_string(message["content"], image_token)} for message in messages]
+    if _READS_STRINGS.search(template) is None:
+        return [{**message, "content": _as_parts(message["content"], image_token)} for message in messages]
+    return messages
+
+
+def _as_string(content: Any, image_token: str) -> str:
+    """Parts as LLaVA writes them: every image on a line of its own."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] if part["type"] == "text" else f"{image_token}\n" for part in content)
+
+
+def _as_parts(content: Any, image_token: str) -> list[dict[str, str]]:
+    """The line break after a placeholder belongs to it, as in LLaVA's data; templates write their own."""
+    if not isinstance(content, str):
+        return content
+    first, *rest = content.split(image_token)
+    parts = [{"type": "text", "text": first}]
+    for text in rest:
+        parts += [{"type": "image"}, {"type": "text", "text": text.removeprefix("\n")}]
+    return [part for part in parts if part["type"] == "image" or part["text"]]

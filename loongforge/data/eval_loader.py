@@ -1,0 +1,145 @@
+"""The held-out set, in order, the same number of batches on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from loongforge.config.errors import UserError
+from loongforge.config.schema import DataConfig
+from loongforge.data.batch import BadSample, Batch, collate, padded_length
+from loongforge.data.loader import bad_sample_error
+from loongforge.data.processing import ProcessedSample, SampleProcessor
+from loongforge.data.sample import RawSample, SampleError
+from loongforge.data.sources import open_sources
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out sample to be answered by generation."""
+
+    id: str
+    question: str
+    """What the model is shown, as text with placeholders."""
+    reference: str
+    """The answer that the data gives."""
+    prompt: list[int]
+    """Token ids to continue, image tokens expanded."""
+    images: list[np.ndarray]
+    """float32 [3, H, W] each."""
+
+
+class EvalLoader:
+    """Iterates over one data-parallel rank's batches of the held-out set; can be iterated again and again."""
+
+    def __init__(
+        self,
+        data: DataConfig,
+        processor: SampleProcessor,
+        *,
+        micro_batch_size: int,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        pad_multiple: int = 1,
+        limit: int | None = None,
+    ):
+        """Args:
+
+        data: `data.eval` must be given.
+        processor: makes tokens and pixels.
+        micro_batch_size: rows of every batch (B); rows that are left over are padding with the id "".
+        dp_rank: this rank among the data-parallel ones.
+        dp_size: number of data-parallel ranks.
+        pad_multiple: S is a multiple of this.
+        limit: at most so many samples, spread evenly over the set; None: all.
+
+        Raises:
+            UserError: no held-out data, or it cannot be opened.
+        """
+        if data.eval is None:
+            raise UserError("data.eval is not set: there is no held-out data; give a path, pattern or list")
+        self.sources = [source for source, _ in open_sources(data.eval, "data.eval", data.image_dir)]
+        everything = [(s, i) for s, source in enumerate(self.sources) for i in range(len(source))]
+        self._chosen = everything if limit is None else [everything[i] for i in spread(len(everything), limit)]
+        self.processor = processor
+        self.bad: list[BadSample] = []
+        """Samples left out by the latest iteration (policy `skip`)."""
+        self._rows = micro_batch_size
+        self._dp_rank = dp_rank
+        self._dp_size = dp_size
+        self._pad_multiple = pad_multiple
+        self._skip = data.bad_sample == "skip"
+
+    @property
+    def num_samples(self) -> int:
+        """Samples over all ranks."""
+        return len(self._chosen)
+
+    def __len__(self) -> int:
+        """Batches of every rank."""
+        return -(-len(self._chosen) // (self._rows * self._dp_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.bad = []
+        for number in range(len(self)):
+            first = (number * self._dp_size + self._dp_rank) * self._rows
+            loaded = [self._load(*place) for place in self._chosen[first : first + self._rows]]
+            samples = [sample for sample in loaded if sample is not None]
+            yield collate(
+                samples,
+                rows=self._rows,
+                length=padded_length(samples, self._pad_multiple),
+                pad_id=self.processor.pad_id,
+                image_size=self.processor.image_size,
+            )
+
+    def examples(self, number: int) -> list[Example]:
+        """Samples to generate answers for, spread evenly over the set; bad ones are left out."""
+        chosen = [self._chosen[i] for i in spread(len(self._chosen), number)]
+        return [example for example in (self._example(*place) for place in chosen) if example is not None]
+
+    def _example(self, source: int, index: int) -> Example | None:
+        sample = self._load(source, index)
+        if sample is None:
+            return None
+        raw = self.sources[source].load(index)
+        if raw.text is not None:
+            return self._continuation(raw, sample)
+        *prompt, answer = raw.messages
+        ids = self.processor.render_prompt(prompt, len(raw.images))
+        return Example(raw.id, _plain(prompt[-1]["content"]), _plain(answer["content"]), ids, sample.images)
+
+    def _continuation(self, raw: RawSample, sample: ProcessedSample) -> Example:
+        """Raw text: its first half is the question, the second the answer."""
+        half = len(sample.ids) // 2
+        first, second = (
+            self.processor.tokenizer.decode(p, skip_special_tokens=True) for p in np.split(sample.ids, [half])
+        )
+        return Example(raw.id, first, second, sample.ids[:half].tolist(), [])
+
+    def _load(self, source: int, index: int) -> ProcessedSample | None:
+        location, name = self.sources[source].locate(index), None
+        try:
+            raw = self.sources[source].load(index)
+            name = raw.id
+            return self.processor(raw, cache_key=("eval", source, index))
+        except SampleError as error:
+            name = name if name is not None else location.key
+            if not self._skip:
+                raise bad_sample_error(location, name, str(error)) from error
+            self.bad.append(BadSample(location.source, location.shard, location.key, name, str(error), -1, ""))
+            return None
+
+
+def spread(total: int, number: int) -> list[int]:
+    """At most `number` of `range(total)`, evenly spaced, beginning with 0."""
+    number = min(number, total)
+    return [i * total // number for i in range(number)]
+
+
+def _plain(content: str | list[dict[str, str]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] if part["type"] == "text" else "<image>" for part in content)

@@ -1,0 +1,84 @@
+"""From an encoded image to the pixels that a vision encoder takes.
+
+The same numbers as transformers' PIL image processors (`CLIPImageProcessorPil`, `SiglipImageProcessorPil`), whose import
+alone takes seconds; a test compares them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from loongforge.data.sample import SampleError
+
+MAX_PIXELS = 89_478_485
+"""Larger images are refused before they are decoded (Pillow's own limit for a warning)."""
+
+
+class ImageProcessor:
+    """Decodes, resizes (bicubic), scales to [0, 1] and normalises an image."""
+
+    def __init__(
+        self,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        resize: Literal["crop", "stretch"] = "crop",
+    ):
+        """Args:
+
+        image_size: height and width of the result in pixels.
+        mean: subtracted from pixels in [0, 1], per channel.
+        std: divides what is left, per channel.
+        resize: `crop` scales the shorter edge and cuts out the centre (CLIP); `stretch` scales both edges (SigLIP).
+        """
+        self.image_size = image_size
+        self.resize = resize
+        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+        channels = zip(np.float32(mean), np.float32(std), strict=True)
+        self._table = np.stack([(scaled - m) / s for m, s in channels])  # the result for each of the 256 values
+
+    def __call__(self, content: bytes) -> np.ndarray:
+        """float32 `[3, image_size, image_size]` from PNG, JPEG, ... bytes.
+
+        Raises:
+            SampleError: it cannot be decoded, or is too large.
+        """
+        image = _resized(_decode(content), self.image_size, self.resize)
+        pixels = np.asarray(image)
+        return np.stack([self._table[channel][pixels[:, :, channel]] for channel in range(3)])
+
+
+def _decode(content: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(content))
+        _check_pixels(*image.size)
+        image = ImageOps.exif_transpose(image)
+        return image.convert("RGB")
+    except SampleError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever they meet in broken files
+        raise SampleError(f"an image cannot be decoded ({len(content)} bytes): {error}") from error
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise SampleError(f"an image of {width} x {height} pixels is larger than the limit of {MAX_PIXELS} pixels")
+
+
+def _resized(image: Image.Image, size: int, resize: str) -> Image.Image:
+    if resize == "stretch":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    width, height = image.size
+    short = min(width, height)
+    # the longer edge is rounded down, as in transformers
+    width, height = (size if edge == short else int(size * edge / short) for edge in (width, height))
+    _check_pixels(width, height)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size)) if width != height else image

@@ -1,0 +1,148 @@
+"""Training batches as a pure function of the step."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from loongforge.config.errors import UserError
+from loongforge.config.schema import DataConfig
+from loongforge.data.batch import BadSample, StepData, collate, padded_length
+from loongforge.data.order import SampleOrder
+from loongforge.data.processing import ProcessedSample, SampleProcessor
+from loongforge.data.sample import Location, SampleError
+from loongforge.data.sources import Source, open_sources
+
+MAX_ATTEMPTS = 100
+"""Bad samples in a row, at one position, that are replaced before giving up."""
+
+
+def bad_sample_error(location: Location, sample_id: str, reason: str) -> UserError:
+    """What the user reads when a bad sample stops the run."""
+    name = f" (id '{sample_id}')" if sample_id != location.key else ""
+    return UserError(
+        f"bad sample: {location}{name}: {reason}. Mend or remove it, or set data.bad_sample=skip to replace bad samples "
+        "and note them in quarantine.jsonl"
+    )
+
+
+class TrainLoader:
+    """Gives one data-parallel rank its micro-batches of any step.
+
+    `load(step)` depends on nothing but the data, the seed and its arguments: the sample at every position of the global
+    order is the same for every number of ranks, and a resumed run needs only its step. Steps ahead are prepared by a
+    background thread, which changes when things are read and nothing else.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        processor: SampleProcessor,
+        *,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        pad_multiple: int = 1,
+    ):
+        """Args:
+
+        data: sources, policy for bad samples, prefetch.
+        processor: makes tokens and pixels.
+        seed: decides the order.
+        global_batch_size: samples of a step over all ranks.
+        micro_batch_size: samples of a batch (B).
+        dp_rank: this rank among the data-parallel ones.
+        dp_size: number of data-parallel ranks.
+        pad_multiple: S is a multiple of this (tensor-parallel size under sequence parallelism).
+
+        Raises:
+            UserError: sizes that do not divide, or data that cannot be opened.
+        """
+        if global_batch_size % (micro_batch_size * dp_size):
+            raise UserError(
+                f"trainer.global_batch_size={global_batch_size} must be a multiple of trainer.micro_batch_size="
+                f"{micro_batch_size} x {dp_size} data-parallel ranks = {micro_batch_size * dp_size}"
+            )
+        opened = open_sources(data.train, "data.train", data.image_dir)
+        self.sources: list[Source] = [source for source, _ in opened]
+        sizes, weights = [len(source) for source, _ in opened], [weight for _, weight in opened]
+        self.order = SampleOrder(sizes, weights, seed=seed, shuffle=data.shuffle)
+        self.processor = processor
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.num_micro_batches = global_batch_size // (micro_batch_size * dp_size)
+        self._dp_rank = dp_rank
+        self._dp_size = dp_size
+        self._pad_multiple = pad_multiple
+        self._skip = data.bad_sample == "skip"
+        self._prefetch = data.prefetch
+        self._ahead: dict[int, Future[StepData]] = {}
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="data") if data.prefetch > 0 else None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all sources together."""
+        return sum(len(source) for source in self.sources)
+
+    def epoch(self, step: int) -> float:
+        """Epochs completed before `step`, of the source that is furthest."""
+        return self.order.epoch(step * self.global_batch_size)
+
+    def load(self, step: int) -> StepData:
+        """This rank's micro-batches of a step (0-based).
+
+        Raises:
+            UserError: a bad sample under the policy `fail`, or nothing but bad samples; it names the sample.
+        """
+        if self._worker is None:
+            return self._make(step)
+        wanted = range(step, step + self._prefetch + 1)
+        for other in [other for other in self._ahead if other not in wanted]:
+            self._ahead.pop(other).cancel()
+        for other in wanted:
+            if other not in self._ahead:
+                self._ahead[other] = self._worker.submit(self._make, other)
+        return self._ahead.pop(step).result()
+
+    def close(self) -> None:
+        """Ends the background thread; the loader cannot be used afterwards."""
+        if self._worker is not None:
+            self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def positions(self, step: int, micro_batch: int) -> range:
+        """Positions of the global order that this rank's micro-batch takes."""
+        rows = self.micro_batch_size
+        first = step * self.global_batch_size + (micro_batch * self._dp_size + self._dp_rank) * rows
+        return range(first, first + rows)
+
+    def _make(self, step: int) -> StepData:
+        bad: list[BadSample] = []
+        groups = [
+            [self._sample(position, step, bad) for position in self.positions(step, m)]
+            for m in range(self.num_micro_batches)
+        ]
+        length = padded_length([sample for group in groups for sample in group], self._pad_multiple)
+        fixed = {"length": length, "pad_id": self.processor.pad_id, "image_size": self.processor.image_size}
+        return StepData([collate(group, rows=self.micro_batch_size, **fixed) for group in groups], bad)
+
+    def _sample(self, position: int, step: int, bad: list[BadSample]) -> ProcessedSample:
+        """The sample of a position, or the first good one of its replacements; these depend on the position alone."""
+        source, index = self.order.at(position)
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            location, name = self.sources[source].locate(index), None
+            try:
+                raw = self.sources[source].load(index)
+                name = raw.id
+                return self.processor(raw, cache_key=(source, index))
+            except SampleError as error:
+                name = name if name is not None else location.key
+                if not self._skip:
+                    raise bad_sample_error(location, name, str(error)) from error
+                source, index = self.order.replacement(position, attempt)
+                successor = str(self.sources[source].locate(index))
+                bad.append(BadSample(location.source, location.shard, location.key, name, str(error), step, successor))
+        raise UserError(
+            f"{MAX_ATTEMPTS} samples of {self.sources[source].name} in a row are bad; the last one: "
+            f"{bad[-1].key} of {bad[-1].shard}: {bad[-1].reason}"
+        )

@@ -1,0 +1,237 @@
+"""From a raw sample to token ids, the mask of what is learned, and pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loongforge.config.errors import UserError
+from loongforge.data.chat import GENERATION_HELP, Message, check_roles, count_placeholders, fit_template, marks_answers
+from loongforge.data.images import ImageProcessor
+from loongforge.data.sample import RawSample, SampleError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from transformers import PreTrainedTokenizerBase
+
+    from loongforge.components.llm.base import LLMConfig
+    from loongforge.components.vision.base import VisionConfig
+    from loongforge.config.schema import DataConfig
+
+CACHE_TOKENS = 1 << 24
+"""Tokens that a processor remembers at most (5 bytes each)."""
+
+
+@dataclass(frozen=True)
+class ProcessedSample:
+    """A sample ready for a batch; T tokens."""
+
+    id: str
+    ids: np.ndarray
+    """int32 [T], image tokens expanded."""
+    learned: np.ndarray
+    """bool [T]; whether a token is a target."""
+    images: list[np.ndarray] = field(default_factory=list)
+    """float32 [3, H, W] each."""
+
+
+class SampleProcessor:
+    """Turns samples into tokens with a chat template, and images into pixels. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        image_token: str = "<image>",
+        num_image_tokens: int = 0,
+        image_processor: ImageProcessor | None = None,
+    ):
+        """Args:
+
+        tokenizer: with a chat template that has `{% generation %}` blocks (raw text needs none).
+        max_length: longest sample in tokens, image tokens included.
+        image_token: placeholder of an image in messages, and its token.
+        num_image_tokens: tokens of one image.
+        image_processor: None for a model without vision.
+
+        Raises:
+            UserError: the image token is not a token.
+        """
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.image_token = image_token
+        self.num_image_tokens = num_image_tokens
+        self.image_processor = image_processor
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.image_token_id = _image_token_id(tokenizer, image_token) if image_processor is not None else -1
+        self._cache: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
+        self._room = CACHE_TOKENS
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of processed images; 0 without vision."""
+        return self.image_processor.image_size if self.image_processor is not None else 0
+
+    def __call__(self, sample: RawSample, cache_key: Hashable | None = None) -> ProcessedSample:
+        """Processes one sample.
+
+        Args:
+            sample: what a source gave.
+            cache_key: names the sample among all that this processor sees; its tokens are then remembered, as
+                tokenising anew in every epoch costs more than a training step.
+
+        Raises:
+            SampleError: this sample cannot be learned from.
+            UserError: no sample can, because the chat template does not fit.
+        """
+        tokens = self._cache.get(cache_key) if cache_key is not None else None
+        if tokens is None:
+            tokens = self._encode(sample)
+            if cache_key is not None and len(tokens[0]) <= self._room:
+                self._room -= len(tokens[0])
+                self._cache[cache_key] = tokens
+        pixels = [self.image_processor(read()) for read in sample.images] if self.image_processor is not None else []
+        return ProcessedSample(sample.id, *tokens, pixels)
+
+    def render_prompt(self, messages: list[Message], num_images: int, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation to be continued, image tokens expanded.
+
+        Args:
+            messages: the conversation so far, ending with the user's message.
+            num_images: images given with it; must equal the placeholders.
+            add_generation_prompt: end with what precedes an answer.
+
+        Raises:
+            SampleError: placeholders and images differ in number, roles out of order, or longer than `max_length`.
+        """
+        check_roles(messages, ends_with="user" if add_generation_prompt else messages[-1].get("role", ""))
+        self._check_images(messages, num_images)
+        rendered = self._render(messages, add_generation_prompt=add_generation_prompt)
+        ids, _ = self._expand(np.array(rendered["input_ids"], np.int32), None, num_images)
+        self._check_length(len(ids), num_images)
+        return ids.tolist()
+
+    def _encode(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, learned) of a sample, checked."""
+        if sample.text is not None:
+            ids, learned = self._encode_text(sample.text)
+        else:
+            ids, learned = self._encode_chat(sample)
+        self._check_length(len(ids), len(sample.images))
+        if not learned[1:].any():
+            raise SampleError("it has no label tokens: no answer to learn is left after the chat template")
+        return ids, learned
+
+    def _encode_text(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Raw text between begin and end token; every token is learned (the first has nothing to follow from)."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        array = np.array([*bos, *ids, self.eos_id], np.int32)
+        if self.image_token_id in ids:
+            raise SampleError(f"its text holds the characters '{self.image_token}', which stand for an image")
+        return array, np.ones(len(array), bool) if text else np.zeros(len(array), bool)
+
+    def _encode_chat(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray]:
+        check_roles(sample.messages, ends_with="assistant")
+        self._check_images(sample.messages, len(sample.images))
+        template = self.tokenizer.get_chat_template() if self.tokenizer.chat_template else ""
+        if template and not marks_answers(template):
+            raise UserError(f"the chat template of {self.tokenizer.name_or_path or 'the tokenizer'} {GENERATION_HELP}")
+        rendered = self._render(sample.messages, return_assistant_tokens_mask=True)
+        learned = np.array(rendered["assistant_masks"], bool)
+        return self._expand(np.array(rendered["input_ids"], np.int32), learned, len(sample.images))
+
+    def _render(self, messages: list[Message], **options: bool) -> dict[str, list[int]]:
+        from jinja2 import TemplateError
+
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"the tokenizer {self.tokenizer.name_or_path} has no chat template; give a Jinja file as data.chat_template"
+            )
+        template = self.tokenizer.get_chat_template()
+        fitted = fit_template(messages, template, self.image_token)
+        try:
+            return self.tokenizer.apply_chat_template(fitted, tokenize=True, return_dict=True, **options)
+        except TemplateError as error:
+            raise SampleError(f"the chat template refuses it: {error}") from error
+
+    def _expand(self, ids: np.ndarray, learned: np.ndarray | None, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+        """Makes every image token `num_image_tokens` of them; images are never targets."""
+        is_image = ids == self.image_token_id
+        learned = np.zeros(len(ids), bool) if learned is None else learned & ~is_image
+        if is_image.sum() != num_images:
+            raise UserError(
+                f"the chat template writes {is_image.sum()} tokens '{self.image_token}' for {num_images} images; "
+                "set data.image_token to the image token that the template writes"
+            )
+        if not num_images:
+            return ids, learned
+        repeats = np.where(is_image, self.num_image_tokens, 1)
+        return np.repeat(ids, repeats), np.repeat(learned, repeats)
+
+    def _check_images(self, messages: list[Message], num_images: int) -> None:
+        placeholders = count_placeholders(messages, self.image_token)
+        if placeholders != num_images:
+            raise SampleError(f"it has {placeholders} placeholders '{self.image_token}' but {num_images} images")
+        if num_images and self.image_processor is None:
+            raise SampleError(f"it has {num_images} images, but the model has no vision encoder (model.vision)")
+
+    def _check_length(self, length: int, num_images: int) -> None:
+        if length > self.max_length:
+            raise SampleError(
+                f"it is {length} tokens long ({num_images * self.num_image_tokens} of them for {num_images} images), longer "
+                f"than {self.max_length} (data.max_length, or the LLM's max_seq_len); samples are never cut"
+            )
+
+
+def _image_token_id(tokenizer: PreTrainedTokenizerBase, image_token: str) -> int:
+    ids = tokenizer.encode(image_token, add_special_tokens=False) if image_token else []
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise UserError(
+            f"data.image_token='{image_token}' is not one token of the tokenizer {tokenizer.name_or_path} (it becomes {ids}); "
+            "name the tokenizer's image token, or add one to the tokenizer as a special token"
+        )
+    return ids[0]
+
+
+def build_processor(
+    data: DataConfig, vision: VisionConfig | None, llm: LLMConfig, tokenizer: PreTrainedTokenizerBase | None = None
+) -> SampleProcessor:
+    """The processor that a recipe describes.
+
+    Args:
+        data: tokenizer, chat template, image token, max_length.
+        vision: sizes and normalisation of images; None for a text-only model.
+        llm: context and vocabulary.
+        tokenizer: in place of loading `data.tokenizer`.
+
+    Raises:
+        UserError: tokenizer missing, without image token, or larger than the LLM's vocabulary.
+    """
+    from loongforge.data.tokenizer import load_tokenizer
+
+    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(data.tokenizer, data.chat_template)
+    if len(tokenizer) > llm.vocab_size:
+        raise UserError(
+            f"the tokenizer {data.tokenizer} has {len(tokenizer)} tokens, more than model.llm.vocab_size={llm.vocab_size}; "
+            f"set model.llm.vocab_size to at least {len(tokenizer)}"
+        )
+    if data.max_length is not None and data.max_length > llm.max_seq_len:
+        raise UserError(
+            f"data.max_length={data.max_length} exceeds the context, model.llm.max_seq_len={llm.max_seq_len}"
+        )
+    images = None
+    if vision is not None:
+        images = ImageProcessor(vision.image_size, vision.image_mean, vision.image_std)
+    return SampleProcessor(
+        tokenizer,
+        max_length=data.max_length if data.max_length is not None else llm.max_seq_len,
+        image_token=data.image_token,
+        num_image_tokens=vision.num_image_tokens if vision is not None else 0,
+        image_processor=images,
+    )

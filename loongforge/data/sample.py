@@ -1,0 +1,74 @@
+"""A sample as a source hands it out, before any processing, and the error that names one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class SampleError(ValueError):
+    """This one sample cannot be learned from. The message says why; the caller knows which sample it is."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a sample lies, in words for messages and for quarantine.jsonl."""
+
+    source: str
+    """Path or pattern of the source, as the recipe gives it."""
+    shard: str
+    """The file that holds the sample."""
+    key: str
+    """Key in a shard, or `line 7` / `entry 7` of a file."""
+
+    def __str__(self) -> str:
+        return f"{self.key} of {self.shard}"
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A conversation with encoded images, or a raw text."""
+
+    id: str
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    """Chat messages `{"role", "content"}`; content is a string with placeholders or a list of parts."""
+    images: list[Callable[[], bytes]] = field(default_factory=list)
+    """Readers of the encoded images (PNG, JPEG, ...), in order."""
+    text: str | None = None
+    """A raw text to learn whole, in place of messages."""
+
+
+_LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def messages_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chat messages of a record, from `messages` or from LLaVA's `conversations`.
+
+    Raises:
+        SampleError: neither is there, or it is not a list of messages.
+    """
+    if "messages" in record:
+        return _checked(record["messages"], "messages", "role", "content")
+    if "conversations" in record:
+        turns = _checked(record["conversations"], "conversations", "from", "value")
+        return [{"role": _LLAVA_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
+    raise SampleError(f"it has none of 'messages', 'conversations', 'text'; its keys are {sorted(record)}")
+
+
+def _checked(turns: Any, name: str, role: str, content: str) -> list[dict[str, Any]]:
+    if not isinstance(turns, list) or not turns:
+        raise SampleError(f"'{name}' must be a list with at least one message, not {turns!r:.80}")
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not isinstance(turn.get(role), str) or content not in turn:
+            raise SampleError(f"{name}[{i}] must be an object with '{role}' and '{content}', not {turn!r:.80}")
+    return turns
+
+
+def text_of(record: dict[str, Any]) -> str | None:
+    """The raw text of a text sample; None for a conversation."""
+    if "text" not in record or "messages" in record or "conversations" in record:
+        return None
+    if not isinstance(record["text"], str):
+        raise SampleError(f"'text' must be a string, not {record['text']!r:.80}")
+    return record["text"]
