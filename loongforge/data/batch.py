@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from loongforge.data.processing import ProcessedSample
+    from loongforge.data.processing import ProcessedSample, SampleProcessor
 
 IGNORE = -100
 """Label of a position without loss."""
@@ -54,27 +54,25 @@ class StepData:
     bad: list[BadSample] = field(default_factory=list)
 
 
-def collate(samples: list[ProcessedSample], *, rows: int, length: int, pad_id: int, image_size: int) -> Batch:
+def collate(samples: list[ProcessedSample], processor: SampleProcessor, *, rows: int, length: int) -> Batch:
     """Makes a batch of `rows` rows; rows without a sample are padding (no label, no image, id "").
 
     Args:
         samples: at most `rows`.
+        processor: pads and normalises.
         rows: B.
         length: S, at least the longest sample.
-        pad_id: token that fills up.
-        image_size: H and W of `images`, which matters when there are none.
     """
     import torch
 
-    tokens = np.full((rows, length), pad_id, np.int64)
+    tokens = np.full((rows, length), processor.pad_id, np.int64)
     labels = np.full((rows, length), IGNORE, np.int64)
     lengths = np.zeros(rows, np.int64)
     for row, sample in enumerate(samples):
         lengths[row] = size = len(sample.ids)
         tokens[row, :size] = sample.ids
         labels[row, : size - 1] = np.where(sample.learned[1:], sample.ids[1:], IGNORE)
-    images = [image for sample in samples for image in sample.images]
-    pixels = np.stack(images) if images else np.zeros((0, 3, image_size, image_size), np.float32)
+    pixels = processor.normalise([image for sample in samples for image in sample.pixels])
     return Batch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),

@@ -39,8 +39,8 @@ def check_roles(messages: list[Message], *, ends_with: str) -> None:
         expected = ("user", "assistant")[i % 2]
         if message.get("role") != expected:
             raise SampleError(
-                f"message {first + i} has role '{message.get('role')}' where '{expected}' is expected; allowed: an optional "
-                "'system' first, then 'user' and 'assistant' in turn"
+                f"message {first + i} has role '{message.get('role')}' where '{expected}' is expected; allowed: "
+                "an optional 'system' first, then 'user' and 'assistant' in turn"
             )
     if not turns or turns[-1]["role"] != ends_with:
         raise SampleError(
@@ -52,7 +52,7 @@ def count_placeholders(messages: list[Message], image_token: str) -> int:
     """Images that the messages ask for: `image_token` in a string, or parts of type `image`.
 
     Raises:
-        SampleError: content of another shape, or an image token typed inside a text part, which would be taken for an image.
+        SampleError: content of another shape, or an image token typed inside a text part.
     """
     return sum(_placeholders(i, message.get("content"), image_token) for i, message in enumerate(messages))
 
@@ -66,12 +66,13 @@ def _placeholders(number: int, content: Any, image_token: str) -> int:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "image") or (kind == "text" and not isinstance(part.get("text"), str)):
             raise SampleError(
-                f"message {number} has part {part!r:.80}; allowed: {{'type': 'text', 'text': ...}} and {{'type': 'image'}}"
+                f"message {number} has part {part!r:.80}; "
+                "allowed: {'type': 'text', 'text': ...} and {'type': 'image'}"
             )
         if kind == "text" and image_token in part["text"]:
             raise SampleError(
-                f"a text part of message {number} holds the characters '{image_token}', which the tokenizer cannot tell "
-                "from an image; reword it, or use parts of type 'image' for images"
+                f"a text part of message {number} holds the characters '{image_token}', which the tokenizer "
+                "cannot tell from an image; reword it, or use parts of type 'image' for images"
             )
     return sum(part["type"] == "image" for part in content)
 

@@ -10,9 +10,9 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.config.schema import DataConfig
 from loongforge.data.batch import BadSample, Batch, collate, padded_length
-from loongforge.data.loader import bad_sample_error
+from loongforge.data.fetch import BadSampleError, SampleFetcher
 from loongforge.data.processing import ProcessedSample, SampleProcessor
-from loongforge.data.sample import RawSample, SampleError
+from loongforge.data.sample import RawSample
 from loongforge.data.sources import open_sources
 
 
@@ -27,8 +27,8 @@ class Example:
     """The answer that the data gives."""
     prompt: list[int]
     """Token ids to continue, image tokens expanded."""
-    images: list[np.ndarray]
-    """float32 [3, H, W] each."""
+    images: np.ndarray
+    """float32 [N, 3, H, W]."""
 
 
 class EvalLoader:
@@ -64,6 +64,7 @@ class EvalLoader:
         everything = [(s, i) for s, source in enumerate(self.sources) for i in range(len(source))]
         self._chosen = everything if limit is None else [everything[i] for i in spread(len(everything), limit)]
         self.processor = processor
+        self._fetcher = SampleFetcher(self.sources, processor)
         self.bad: list[BadSample] = []
         """Samples left out by the latest iteration (policy `skip`)."""
         self._rows = micro_batch_size
@@ -87,13 +88,8 @@ class EvalLoader:
             first = (number * self._dp_size + self._dp_rank) * self._rows
             loaded = [self._load(*place) for place in self._chosen[first : first + self._rows]]
             samples = [sample for sample in loaded if sample is not None]
-            yield collate(
-                samples,
-                rows=self._rows,
-                length=padded_length(samples, self._pad_multiple),
-                pad_id=self.processor.pad_id,
-                image_size=self.processor.image_size,
-            )
+            length = padded_length(samples, self._pad_multiple)
+            yield collate(samples, self.processor, rows=self._rows, length=length)
 
     def examples(self, number: int) -> list[Example]:
         """Samples to generate answers for, spread evenly over the set; bad ones are left out."""
@@ -109,27 +105,24 @@ class EvalLoader:
             return self._continuation(raw, sample)
         *prompt, answer = raw.messages
         ids = self.processor.render_prompt(prompt, len(raw.images))
-        return Example(raw.id, _plain(prompt[-1]["content"]), _plain(answer["content"]), ids, sample.images)
+        pixels = self.processor.normalise(sample.pixels)
+        return Example(raw.id, _plain(prompt[-1]["content"]), _plain(answer["content"]), ids, pixels)
 
     def _continuation(self, raw: RawSample, sample: ProcessedSample) -> Example:
         """Raw text: its first half is the question, the second the answer."""
         half = len(sample.ids) // 2
         first, second = (
-            self.processor.tokenizer.decode(p, skip_special_tokens=True) for p in np.split(sample.ids, [half])
+            self.processor.decode(part.tolist(), skip_special_tokens=True) for part in np.split(sample.ids, [half])
         )
-        return Example(raw.id, first, second, sample.ids[:half].tolist(), [])
+        return Example(raw.id, first, second, sample.ids[:half].tolist(), self.processor.normalise([]))
 
     def _load(self, source: int, index: int) -> ProcessedSample | None:
-        location, name = self.sources[source].locate(index), None
         try:
-            raw = self.sources[source].load(index)
-            name = raw.id
-            return self.processor(raw, cache_key=("eval", source, index))
-        except SampleError as error:
-            name = name if name is not None else location.key
+            return self._fetcher.fetch(source, index)
+        except BadSampleError as error:
             if not self._skip:
-                raise bad_sample_error(location, name, str(error)) from error
-            self.bad.append(BadSample(location.source, location.shard, location.key, name, str(error), -1, ""))
+                raise error.as_user_error() from error
+            self.bad.append(error.as_record(step=-1, replaced_by=""))
             return None
 
 

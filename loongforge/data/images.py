@@ -1,7 +1,7 @@
 """From an encoded image to the pixels that a vision encoder takes.
 
-The same numbers as transformers' PIL image processors (`CLIPImageProcessorPil`, `SiglipImageProcessorPil`), whose import
-alone takes seconds; a test compares them.
+The same numbers as transformers' PIL image processors (`CLIPImageProcessorPil`, `SiglipImageProcessorPil`),
+whose import alone takes seconds; a test compares them.
 """
 
 from __future__ import annotations
@@ -39,26 +39,32 @@ class ImageProcessor:
         self.image_size = image_size
         self.resize = resize
         scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-        channels = zip(np.float32(mean), np.float32(std), strict=True)
-        self._table = np.stack([(scaled - m) / s for m, s in channels])  # the result for each of the 256 values
+        means, stds = np.array(mean, np.float32), np.array(std, np.float32)
+        self._table = (scaled - means[:, None]) / stds[:, None]  # [3, 256]: the result for each value of a pixel
 
-    def __call__(self, content: bytes) -> np.ndarray:
-        """float32 `[3, image_size, image_size]` from PNG, JPEG, ... bytes.
+    def pixels(self, content: bytes) -> np.ndarray:
+        """uint8 `[image_size, image_size, 3]` from PNG, JPEG, ... bytes.
 
         Raises:
             SampleError: it cannot be decoded, or is too large.
         """
-        image = _resized(_decode(content), self.image_size, self.resize)
-        pixels = np.asarray(image)
-        return np.stack([self._table[channel][pixels[:, :, channel]] for channel in range(3)])
+        return np.asarray(_resized(_decode(content), self.image_size, self.resize))
+
+    def normalise(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 `[N, 3, image_size, image_size]` from N results of `pixels`; N may be 0."""
+        result = np.empty((len(pixels), 3, self.image_size, self.image_size), np.float32)
+        if len(pixels):
+            stacked = np.stack(pixels)
+            for channel in range(3):
+                result[:, channel] = self._table[channel][stacked[..., channel]]
+        return result
 
 
 def _decode(content: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(content))
-        _check_pixels(*image.size)
-        image = ImageOps.exif_transpose(image)
-        return image.convert("RGB")
+        with Image.open(io.BytesIO(content)) as image:
+            _check_pixels(*image.size)
+            return ImageOps.exif_transpose(image).convert("RGB")
     except SampleError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they meet in broken files

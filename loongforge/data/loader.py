@@ -7,22 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from loongforge.config.errors import UserError
 from loongforge.config.schema import DataConfig
 from loongforge.data.batch import BadSample, StepData, collate, padded_length
+from loongforge.data.fetch import BadSampleError, SampleFetcher
 from loongforge.data.order import SampleOrder
 from loongforge.data.processing import ProcessedSample, SampleProcessor
-from loongforge.data.sample import Location, SampleError
 from loongforge.data.sources import Source, open_sources
 
 MAX_ATTEMPTS = 100
 """Bad samples in a row, at one position, that are replaced before giving up."""
-
-
-def bad_sample_error(location: Location, sample_id: str, reason: str) -> UserError:
-    """What the user reads when a bad sample stops the run."""
-    name = f" (id '{sample_id}')" if sample_id != location.key else ""
-    return UserError(
-        f"bad sample: {location}{name}: {reason}. Mend or remove it, or set data.bad_sample=skip to replace bad samples "
-        "and note them in quarantine.jsonl"
-    )
 
 
 class TrainLoader:
@@ -68,7 +59,7 @@ class TrainLoader:
         self.sources: list[Source] = [source for source, _ in opened]
         sizes, weights = [len(source) for source, _ in opened], [weight for _, weight in opened]
         self.order = SampleOrder(sizes, weights, seed=seed, shuffle=data.shuffle)
-        self.processor = processor
+        self.fetcher = SampleFetcher(self.sources, processor)
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.num_micro_batches = global_batch_size // (micro_batch_size * dp_size)
@@ -123,25 +114,20 @@ class TrainLoader:
             for m in range(self.num_micro_batches)
         ]
         length = padded_length([sample for group in groups for sample in group], self._pad_multiple)
-        fixed = {"length": length, "pad_id": self.processor.pad_id, "image_size": self.processor.image_size}
-        return StepData([collate(group, rows=self.micro_batch_size, **fixed) for group in groups], bad)
+        rows, processor = self.micro_batch_size, self.fetcher.processor
+        return StepData([collate(group, processor, rows=rows, length=length) for group in groups], bad)
 
     def _sample(self, position: int, step: int, bad: list[BadSample]) -> ProcessedSample:
         """The sample of a position, or the first good one of its replacements; these depend on the position alone."""
         source, index = self.order.at(position)
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            location, name = self.sources[source].locate(index), None
             try:
-                raw = self.sources[source].load(index)
-                name = raw.id
-                return self.processor(raw, cache_key=(source, index))
-            except SampleError as error:
-                name = name if name is not None else location.key
+                return self.fetcher.fetch(source, index)
+            except BadSampleError as error:
                 if not self._skip:
-                    raise bad_sample_error(location, name, str(error)) from error
+                    raise error.as_user_error() from error
                 source, index = self.order.replacement(position, attempt)
-                successor = str(self.sources[source].locate(index))
-                bad.append(BadSample(location.source, location.shard, location.key, name, str(error), step, successor))
+                bad.append(error.as_record(step, replaced_by=str(self.sources[source].locate(index))))
         raise UserError(
             f"{MAX_ATTEMPTS} samples of {self.sources[source].name} in a row are bad; the last one: "
             f"{bad[-1].key} of {bad[-1].shard}: {bad[-1].reason}"

@@ -1,7 +1,7 @@
 """Which sample stands at which position: a pure function of the seed, whatever the ranks.
 
-Positions count the samples that all ranks together have seen since the start of training. Only raw Philox bits and
-`SeedSequence` are used: numpy keeps those streams the same in every version, which it does not promise of its distributions.
+Positions count the samples that all ranks together have seen since the start of training. Only raw Philox bits
+and `SeedSequence` are used: numpy keeps those streams the same in every version, but not its distributions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class SampleOrder:
         seed: decides everything.
         shuffle: a new permutation of each source in each epoch; otherwise its own order.
         """
-        assert len(sizes) == len(weights) and all(size > 0 for size in sizes) and all(weight > 0 for weight in weights)
+        assert len(sizes) == len(weights)
+        assert min(sizes) > 0
+        assert min(weights) > 0
         self.sizes = list(sizes)
         self.seed = seed
         self.shuffle = shuffle
@@ -59,8 +61,8 @@ class SampleOrder:
     def _turn(self, position: int) -> tuple[int, int]:
         """(source, how often it came before): source i takes its share of what the sources before it leave."""
         for source, share in enumerate(self._shares):
-            before = int(position * share)
-            if int((position + 1) * share) > before:
+            before = position * share.numerator // share.denominator
+            if (position + 1) * share.numerator // share.denominator > before:
                 return source, before
             position -= before
         raise AssertionError("the last source takes all that is left")

@@ -37,7 +37,7 @@ class Preview:
 def preview(sample: ProcessedSample, processor: SampleProcessor) -> Preview:
     """Takes a processed sample apart."""
     spans = _image_spans(sample.ids, processor)
-    decode = processor.tokenizer.decode
+    decode = processor.decode
     ends = dict(spans)
     pieces, position = [], 0
     while position < len(sample.ids):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,16 +13,11 @@ from loongforge.data.images import ImageProcessor
 from loongforge.data.sample import RawSample, SampleError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from transformers import PreTrainedTokenizerBase
 
     from loongforge.components.llm.base import LLMConfig
     from loongforge.components.vision.base import VisionConfig
     from loongforge.config.schema import DataConfig
-
-CACHE_TOKENS = 1 << 24
-"""Tokens that a processor remembers at most (5 bytes each)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +29,13 @@ class ProcessedSample:
     """int32 [T], image tokens expanded."""
     learned: np.ndarray
     """bool [T]; whether a token is a target."""
-    images: list[np.ndarray] = field(default_factory=list)
-    """float32 [3, H, W] each."""
+    pixels: list[np.ndarray] = field(default_factory=list)
+    """uint8 [H, W, 3] each: resized, not yet normalised."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the arrays take."""
+        return self.ids.nbytes + self.learned.nbytes + sum(image.nbytes for image in self.pixels)
 
 
 class SampleProcessor:
@@ -69,34 +69,24 @@ class SampleProcessor:
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.image_token_id = _image_token_id(tokenizer, image_token) if image_processor is not None else -1
-        self._cache: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
-        self._room = CACHE_TOKENS
 
-    @property
-    def image_size(self) -> int:
-        """Height and width of processed images; 0 without vision."""
-        return self.image_processor.image_size if self.image_processor is not None else 0
+    def normalise(self, pixels: list[np.ndarray]) -> np.ndarray:
+        """float32 `[N, 3, H, W]` of N processed images; `[0, 3, 0, 0]` without vision."""
+        if self.image_processor is None:
+            return np.zeros((0, 3, 0, 0), np.float32)
+        return self.image_processor.normalise(pixels)
 
-    def __call__(self, sample: RawSample, cache_key: Hashable | None = None) -> ProcessedSample:
+    def __call__(self, sample: RawSample) -> ProcessedSample:
         """Processes one sample.
-
-        Args:
-            sample: what a source gave.
-            cache_key: names the sample among all that this processor sees; its tokens are then remembered, as
-                tokenising anew in every epoch costs more than a training step.
 
         Raises:
             SampleError: this sample cannot be learned from.
             UserError: no sample can, because the chat template does not fit.
         """
-        tokens = self._cache.get(cache_key) if cache_key is not None else None
-        if tokens is None:
-            tokens = self._encode(sample)
-            if cache_key is not None and len(tokens[0]) <= self._room:
-                self._room -= len(tokens[0])
-                self._cache[cache_key] = tokens
-        pixels = [self.image_processor(read()) for read in sample.images] if self.image_processor is not None else []
-        return ProcessedSample(sample.id, *tokens, pixels)
+        ids, learned = self._encode(sample)
+        images = self.image_processor
+        pixels = [images.pixels(read()) for read in sample.images] if images is not None else []
+        return ProcessedSample(sample.id, ids, learned, pixels)
 
     def render_prompt(self, messages: list[Message], num_images: int, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation to be continued, image tokens expanded.
@@ -115,6 +105,12 @@ class SampleProcessor:
         ids, _ = self._expand(np.array(rendered["input_ids"], np.int32), None, num_images)
         self._check_length(len(ids), num_images)
         return ids.tolist()
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        assert isinstance(text, str)
+        return text
 
     def _encode(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray]:
         """(ids, learned) of a sample, checked."""
@@ -146,12 +142,13 @@ class SampleProcessor:
         learned = np.array(rendered["assistant_masks"], bool)
         return self._expand(np.array(rendered["input_ids"], np.int32), learned, len(sample.images))
 
-    def _render(self, messages: list[Message], **options: bool) -> dict[str, list[int]]:
+    def _render(self, messages: list[Message], **options: Any) -> Any:
         from jinja2 import TemplateError
 
         if not self.tokenizer.chat_template:
             raise UserError(
-                f"the tokenizer {self.tokenizer.name_or_path} has no chat template; give a Jinja file as data.chat_template"
+                f"the tokenizer {self.tokenizer.name_or_path} has no chat template; "
+                "give a Jinja file as data.chat_template"
             )
         template = self.tokenizer.get_chat_template()
         fitted = fit_template(messages, template, self.image_token)
@@ -184,8 +181,8 @@ class SampleProcessor:
     def _check_length(self, length: int, num_images: int) -> None:
         if length > self.max_length:
             raise SampleError(
-                f"it is {length} tokens long ({num_images * self.num_image_tokens} of them for {num_images} images), longer "
-                f"than {self.max_length} (data.max_length, or the LLM's max_seq_len); samples are never cut"
+                f"it is {length} tokens long ({num_images * self.num_image_tokens} of them for {num_images} images), "
+                f"longer than {self.max_length} (data.max_length, or the LLM's max_seq_len); samples are never cut"
             )
 
 
@@ -193,8 +190,8 @@ def _image_token_id(tokenizer: PreTrainedTokenizerBase, image_token: str) -> int
     ids = tokenizer.encode(image_token, add_special_tokens=False) if image_token else []
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise UserError(
-            f"data.image_token='{image_token}' is not one token of the tokenizer {tokenizer.name_or_path} (it becomes {ids}); "
-            "name the tokenizer's image token, or add one to the tokenizer as a special token"
+            f"data.image_token='{image_token}' is not one token of the tokenizer {tokenizer.name_or_path} "
+            f"(it becomes {ids}); name the tokenizer's image token, or add one to the tokenizer as a special token"
         )
     return ids[0]
 
@@ -218,8 +215,8 @@ def build_processor(
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(data.tokenizer, data.chat_template)
     if len(tokenizer) > llm.vocab_size:
         raise UserError(
-            f"the tokenizer {data.tokenizer} has {len(tokenizer)} tokens, more than model.llm.vocab_size={llm.vocab_size}; "
-            f"set model.llm.vocab_size to at least {len(tokenizer)}"
+            f"the tokenizer {data.tokenizer} has {len(tokenizer)} tokens, more than "
+            f"model.llm.vocab_size={llm.vocab_size}; set model.llm.vocab_size to at least {len(tokenizer)}"
         )
     if data.max_length is not None and data.max_length > llm.max_seq_len:
         raise UserError(

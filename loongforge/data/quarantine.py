@@ -59,7 +59,7 @@ class QuarantineLedger:
     def _check(self, last: BadSample) -> None:
         if len(self) > self.max_bad:
             raise UserError(
-                f"{len(self)} bad samples, more than data.max_bad={self.max_bad} (listed in {self.path}); the last one: "
+                f"{len(self)} bad samples, more than data.max_bad={self.max_bad} (listed in {self.path}); the last: "
                 f"{last.key} of {last.shard}: {last.reason}. Mend the data, or raise data.max_bad"
             )
 

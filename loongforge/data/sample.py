@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class RawSample:
     id: str
     messages: list[dict[str, Any]] = field(default_factory=list)
     """Chat messages `{"role", "content"}`; content is a string with placeholders or a list of parts."""
-    images: list[Callable[[], bytes]] = field(default_factory=list)
+    images: Sequence[Callable[[], bytes]] = ()
     """Readers of the encoded images (PNG, JPEG, ...), in order."""
     text: str | None = None
     """A raw text to learn whole, in place of messages."""

@@ -61,7 +61,8 @@ def load_digits() -> tuple[list[int], np.ndarray]:
     Reads scikit-learn's file without importing scikit-learn, which would take longer than the rest of the build.
     """
     package = find_spec("sklearn")
-    assert package is not None and package.submodule_search_locations
+    assert package is not None
+    assert package.submodule_search_locations
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     pixels = np.round(table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

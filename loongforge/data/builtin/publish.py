@@ -31,7 +31,8 @@ def publish(name: str, version: int, folder: Path, write: Callable[[Path], None]
                 _write_and_rename(name, version, folder, write)
     except OSError as error:
         raise UserError(
-            f"cannot write data set '{name}' to {folder}: {error.strerror or error}; choose another folder (data.dir, or --out)"
+            f"cannot write data set '{name}' to {folder}: {error.strerror or error}; "
+            "choose another folder (data.dir, or --out)"
         ) from error
     return folder
 

@@ -66,11 +66,11 @@ def _kind(file: Path, key: str) -> str:
 
 def _files(pattern: str, key: str) -> list[Path]:
     """Files that a pattern names, sorted within each glob; every file that a brace pattern names must exist."""
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     try:
         parts = list(braceexpand(os.path.expanduser(pattern)))
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise UserError(f"{key}={pattern}: the braces do not match ({error})") from error
     if not pattern:
         raise UserError(f"{key} is empty; give a path or pattern of {_ALLOWED}")

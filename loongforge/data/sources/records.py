@@ -107,7 +107,8 @@ def _list_spans(file: Path) -> np.ndarray:
     so positions in the text are positions in the file.
     """
     text = file.read_bytes().decode("latin-1")
-    decode, spans = json.JSONDecoder().raw_decode, []
+    decode = json.JSONDecoder().raw_decode
+    spans: list[tuple[int, int, int]] = []
     position = _skip(text, text.index("[") + 1, _WHITESPACE)
     try:
         while text[position : position + 1] != "]":

@@ -25,7 +25,8 @@ def write_shards(
     Returns:
         The shards. The same samples give the same bytes.
     """
-    iterator, paths = iter(samples), []
+    iterator = iter(samples)
+    paths: list[Path] = []
     for number in itertools.count():
         chunk = list(itertools.islice(iterator, per_shard))
         if not chunk:

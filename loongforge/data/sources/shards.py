@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class ShardSource:
         return content
 
 
-def _images(read: dict[str, Callable[[], bytes]]) -> list[Callable[[], bytes]]:
+def _images(read: Mapping[str, Callable[[], bytes]]) -> list[Callable[[], bytes]]:
     """Images in order: `0.png`, `1.jpg`, ...; or the only one, `png`."""
     numbered: dict[int, Callable[[], bytes]] = {}
     for suffix, reader in read.items():

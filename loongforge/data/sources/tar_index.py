@@ -126,7 +126,8 @@ def _regular_members(tar: Path) -> list[tarfile.TarInfo]:
             if size == 0 or _starts_like_tar(tar):
                 raise UserError(_truncated(tar, size, str(error))) from error
             raise UserError(
-                f"{tar} is not a tar file ({error}); shards are uncompressed .tar files, so decompress a .tar.gz or .tar.zst first"
+                f"{tar} is not a tar file ({error}); shards are uncompressed .tar files, "
+                "so decompress a .tar.gz or .tar.zst first"
             ) from error
         file.seek(end)  # where the closing blocks of zeros begin, or where the file just stops
         if file.read(_BLOCK) != bytes(_BLOCK):
