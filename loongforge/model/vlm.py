@@ -82,7 +82,8 @@ class VisionLanguageModel(MegatronModule):
         """Token embeddings `[S, B, H]` with image features in the places of image tokens."""
         embeddings = self.llm.embed(batch.tokens)
         if self.image_token is None or not len(batch.images):
-            return embeddings
+            # Without images and with a frozen LLM nothing would need a gradient, and the backward pass would not run.
+            return embeddings.requires_grad_(torch.is_grad_enabled()) if embeddings.is_leaf else embeddings
         num_rows, num_samples, width = embeddings.shape
         sample, position = (batch.tokens == self.image_token).nonzero(as_tuple=True)
         features = self.encode(batch.images).to(embeddings.dtype)

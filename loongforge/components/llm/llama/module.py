@@ -127,3 +127,23 @@ class LlamaModel(LanguageModule):
         if self.tp_group.size() == 1:
             return F.cross_entropy(logits.float(), targets, reduction="none")
         return vocab_parallel_cross_entropy(logits[:, None].float(), targets[:, None]).squeeze(1)
+
+    @torch.no_grad()
+    def best_tokens(self, logits: torch.Tensor) -> torch.Tensor:
+        """The most likely token of each position, the same on every tensor-parallel rank.
+
+        Args:
+            logits: `[T, vocabulary / tp]`.
+
+        Returns:
+            int64 `[T]`.
+        """
+        value, index = logits.float().max(-1)
+        if self.tp_group.size() == 1:
+            return index
+        first = self.tp_group.rank() * logits.shape[-1]
+        mine = torch.stack([value.double(), (index + first).double()])
+        everyone = [torch.empty_like(mine) for _ in range(self.tp_group.size())]
+        torch.distributed.all_gather(everyone, mine, group=self.tp_group)
+        values, indices = torch.stack(everyone).unbind(1)  # [tp, T]
+        return indices.gather(0, values.argmax(0, keepdim=True)).squeeze(0).long()

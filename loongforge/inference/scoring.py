@@ -1,0 +1,90 @@
+"""Held-out loss and exact match, sample by sample, under any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from loongforge.data.batch import Batch
+from loongforge.model.execution import Runner
+from loongforge.model.vlm import IGNORED
+from loongforge.parallel.session import sum_over_world
+
+
+@dataclass(frozen=True)
+class SampleScore:
+    """What the model makes of one sample."""
+
+    id: str
+    logprobs: list[float]
+    """Log-probability of every label token, in nats."""
+    exact: bool
+    """Every label token is the most likely one. Greedy decoding from the prompt then writes exactly the answer and
+    its end token, and otherwise does not: its first wrong token is the first label that is not the most likely."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over the label tokens, in nats."""
+        return -sum(self.logprobs) / len(self.logprobs)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of a whole evaluation, over all ranks."""
+
+    loss: float
+    """Mean over label tokens, in nats."""
+    exact_match: float
+    """Share of samples answered exactly."""
+    samples: int
+    label_tokens: int
+
+
+def score_batches(runner: Runner, batches: Iterable[Batch]) -> list[SampleScore]:
+    """Scores this data-parallel rank's batches; empty except on the last pipeline stage."""
+    scores = []
+    for batch in batches:
+        for part in runner.forward([batch], lambda hidden, data: _score(runner, hidden, data)):
+            scores += part
+    return scores
+
+
+def _score(runner: Runner, hidden: torch.Tensor, batch: Batch) -> list[SampleScore]:
+    logits, targets = runner.model.label_logits(hidden, batch.labels)
+    logprobs = (-runner.model.llm.token_losses(logits, targets)).tolist()
+    right = (runner.model.llm.best_tokens(logits) == targets).tolist()
+    scores, start = [], 0
+    for name, count in zip(batch.ids, (batch.labels != IGNORED).sum(1).tolist(), strict=True):
+        part = slice(start, start + count)
+        start += count
+        if name:
+            scores.append(SampleScore(name, logprobs[part], all(right[part])))
+    return scores
+
+
+def _counts_here(runner: Runner) -> bool:
+    """One rank of each data-parallel replica reports."""
+    return runner.model.post_process and runner.groups.place.tp == 0
+
+
+def summarize(runner: Runner, scores: list[SampleScore]) -> Summary:
+    """Adds up all ranks' scores. Collective over the world."""
+    sums = torch.zeros(4, dtype=torch.float64, device=runner.device)
+    if _counts_here(runner):
+        loss, tokens = -sum(sum(s.logprobs) for s in scores), sum(len(s.logprobs) for s in scores)
+        sums += torch.tensor([loss, tokens, sum(s.exact for s in scores), len(scores)], dtype=torch.float64)
+    loss, tokens, exact, samples = sum_over_world(sums).tolist()
+    return Summary(loss / max(tokens, 1), exact / max(samples, 1), int(samples), int(tokens))
+
+
+def gather_scores(runner: Runner, scores: list[SampleScore]) -> list[SampleScore]:
+    """All data-parallel ranks' scores on rank 0 (elsewhere the list is incomplete). Collective over the world."""
+    mine = scores if _counts_here(runner) else []
+    if dist.get_world_size() == 1:
+        return mine
+    everyone: list[list[SampleScore] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return [score for part in everyone if part for score in part]

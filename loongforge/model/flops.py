@@ -1,0 +1,70 @@
+"""FLOPs of a composed model, counted per component with frozen parts counted right. No torch here.
+
+A matrix product costs twice its multiply-adds. Training costs forward (1), gradient of the weights (1, where they
+train) and gradient of the input (1, where something before it trains).
+"""
+
+from __future__ import annotations
+
+from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
+from loongforge.components.vision.base import VisionConfig
+from loongforge.config.schema import ModelConfig
+
+
+def image_tokens(model: ModelConfig) -> int:
+    """LLM tokens of one image; 0 for a text-only model."""
+    vision, projector = model.vision, model.projector
+    if not isinstance(vision, VisionConfig) or not isinstance(projector, ProjectorConfig):
+        return 0
+    return projector.num_tokens(vision.num_image_tokens)
+
+
+def num_params(model: ModelConfig) -> dict[str, int]:
+    """Parameters of each component, over all shards."""
+    vision, projector, llm = model.vision, model.projector, model.llm
+    assert isinstance(llm, LLMConfig)
+    found = {}
+    if isinstance(vision, VisionConfig):
+        found["vision"] = vision.num_params()
+        assert isinstance(projector, ProjectorConfig)
+        found["projector"] = projector.num_params(input_size=vision.output_size, output_size=llm.hidden_size)
+    return found | {"llm": llm.num_params()}
+
+
+def forward_flops(model: ModelConfig, *, tokens: float, images: float, seq_len: int) -> dict[str, float]:
+    """Forward FLOPs of each component.
+
+    Args:
+        model: The model.
+        tokens: LLM tokens, image tokens included.
+        images: Images.
+        seq_len: Length of a sequence in tokens, for the quadratic part.
+    """
+    vision, projector, llm = model.vision, model.projector, model.llm
+    assert isinstance(llm, LLMConfig)
+    found = {}
+    if isinstance(vision, VisionConfig) and isinstance(projector, ProjectorConfig):
+        sizes = dict(input_size=vision.output_size, output_size=llm.hidden_size)
+        found["vision"] = images * vision.flops()
+        found["projector"] = images * projector.flops(vision.num_image_tokens, **sizes)
+    return found | {"llm": tokens * llm.flops(seq_len)}
+
+
+def training_factors(model: ModelConfig) -> dict[str, int]:
+    """What a training step costs each component, in forward passes: 3 trained, 2 frozen behind something trained, 1."""
+    factors, something_trains = {}, False
+    for name in ("vision", "projector", "llm"):
+        component = getattr(model, name)
+        if component is not None:
+            trains = not component.freeze
+            factors[name] = 1 + trains + (something_trains or trains)
+            something_trains = something_trains or trains
+    return factors
+
+
+def training_flops(model: ModelConfig, *, tokens: float, images: float, seq_len: int) -> dict[str, float]:
+    """FLOPs of forward and backward pass of each component; arguments as in `forward_flops`."""
+    forward = forward_flops(model, tokens=tokens, images=images, seq_len=seq_len)
+    factors = training_factors(model)
+    return {name: flops * factors[name] for name, flops in forward.items()}

@@ -1,0 +1,67 @@
+"""Joining the world of processes: one call at the start of every process that builds a model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from loongforge.kernels.backend import Backend
+
+_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """As the launcher, torchrun or Slurm's translation left it; one process where nothing is set."""
+        names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+        return cls(*(int(os.environ.get(name, default)) for name, default in names))
+
+
+@contextlib.contextmanager
+def joined_world(backend: Backend) -> Iterator[World]:
+    """Activates the backend and joins the default process group; leaves it at the end.
+
+    Args:
+        backend: Whose devices and collectives to use.
+    """
+    backend.activate()
+    world = World.from_environment()
+    if world.size == 1:
+        dist.init_process_group(backend.dist_backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend.dist_backend, timeout=_TIMEOUT)
+    try:
+        yield world
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def sum_over_world(values: torch.Tensor) -> torch.Tensor:
+    """Sums in place over all ranks; returns its argument."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def broadcast_object(value: object) -> object:
+    """Rank 0's value on every rank."""
+    if dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,91 @@
+"""Evaluation during training: held-out loss, exact match, and some answers to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from loongforge.config.schema import Config
+from loongforge.data.eval_loader import EvalLoader
+from loongforge.data.processing import SampleProcessor
+from loongforge.inference.generation import Prompt, greedy
+from loongforge.inference.scoring import Summary, score_batches, summarize
+from loongforge.model.execution import Runner
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer beside the right one."""
+
+    question: str
+    answer: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    summary: Summary
+    answers: list[Answer] = field(default_factory=list)
+    """On the ranks of the first data-parallel replica."""
+
+
+class Evaluator:
+    """Evaluates the model on held-out data.
+
+    Args:
+        config: The recipe; `data.eval` is given.
+        runner: Of the model.
+        processor: Makes tokens and pixels.
+    """
+
+    def __init__(self, config: Config, runner: Runner, processor: SampleProcessor) -> None:
+        self.trainer, self.runner, self.processor = config.trainer, runner, processor
+        self.data = config.data
+        self.full = self._loader(config.trainer.eval_samples)
+        self.examples = self.full.examples(config.trainer.generate_samples) if self._generates else []
+
+    @property
+    def _generates(self) -> bool:
+        return self.runner.groups.place.dp == 0 and self.trainer.generate_samples > 0
+
+    def _loader(self, limit: int | None) -> EvalLoader:
+        layout = self.runner.groups.layout
+        return EvalLoader(
+            self.data,
+            self.processor,
+            micro_batch_size=min(self.trainer.eval_micro_batch_size, limit or self.trainer.eval_micro_batch_size),
+            dp_rank=self.runner.groups.place.dp,
+            dp_size=layout.dp,
+            pad_multiple=layout.tp,
+            limit=limit,
+        )
+
+    def sanity_check(self) -> Summary | None:
+        """A tiny evaluation, answers included, so that a broken one fails before step 1."""
+        if not self.trainer.sanity_samples:
+            return None
+        self.generate(self.examples[:1], max_new_tokens=2)
+        loader = self._loader(self.trainer.sanity_samples)
+        return summarize(self.runner, score_batches(self.runner, loader))
+
+    def evaluate(self) -> Evaluation:
+        """All held-out samples that the recipe asks for. Collective over the world."""
+        summary = summarize(self.runner, score_batches(self.runner, self.full))
+        return Evaluation(summary, self.generate(self.examples, self.trainer.max_new_tokens))
+
+    def generate(self, examples: list, max_new_tokens: int) -> list[Answer]:
+        """Answers to some held-out questions, on the ranks of the first data-parallel replica."""
+        if not examples:
+            return []
+        prompts = [Prompt(example.prompt, example.images) for example in examples]
+        new = greedy(
+            self.runner,
+            prompts,
+            eos_id=self.processor.eos_id,
+            max_new_tokens=max_new_tokens,
+            max_length=self.processor.max_length,
+            image_size=self.processor.image_size,
+        )
+        texts = [self.processor.decode(ids, skip_special_tokens=True).strip() for ids in new]
+        return [Answer(e.question, text, e.reference) for e, text in zip(examples, texts, strict=True)]

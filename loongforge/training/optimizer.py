@@ -1,0 +1,140 @@
+"""One gradient buffer and one AdamW per component, stepped together: joint norm, joint clipping, joint skip."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+from loongforge.config.schema import ComponentConfig, Config, OptimizerConfig
+from loongforge.model.assembly import DTYPES, component_configs
+from loongforge.model.vlm import VisionLanguageModel
+from loongforge.parallel.groups import Groups
+
+
+@dataclass
+class StepOutcome:
+    """What an optimizer step did."""
+
+    grad_norm: float
+    """Joint norm before clipping; not finite where the step was skipped."""
+    component_norms: dict[str, float] = field(default_factory=dict)
+    """Norm of each trained component."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether weights and optimizer state stayed as they were."""
+        return not math.isfinite(self.grad_norm)
+
+
+class _Part:
+    """Gradients and optimizer of one trainable component on this rank."""
+
+    def __init__(self, config: Config, component: ComponentConfig, module: torch.nn.Module, groups: object) -> None:
+        self.lr_scale, self.groups = component.lr_scale, groups
+        settings = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, use_distributed_optimizer=config.optimizer.distributed
+        )
+        self.ddp = DistributedDataParallel(module.config, settings, module, pg_collection=groups)
+        self.optimizer: MegatronOptimizer = get_megatron_optimizer(
+            _megatron_config(config, component), [self.ddp], pg_collection=groups, use_gloo_process_groups=False
+        )
+
+    def clear(self) -> None:
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def reduce(self) -> None:
+        finalize_model_grads([self.ddp], None, pg_collection=self.groups)
+
+    def set_learning_rate(self, rate: float, weight_decay: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.lr_scale
+            group["weight_decay"] = weight_decay * group["wd_mult"]
+
+
+def _megatron_config(config: Config, component: ComponentConfig) -> MegatronOptimizerConfig:
+    wanted: OptimizerConfig = config.optimizer
+    dtype = DTYPES[component.dtype or config.trainer.precision]
+    return MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=wanted.lr * component.lr_scale,
+        weight_decay=wanted.weight_decay,
+        adam_beta1=wanted.betas[0],
+        adam_beta2=wanted.betas[1],
+        adam_eps=wanted.eps,
+        clip_grad=wanted.clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=wanted.distributed,
+    )
+
+
+class Optimizers:
+    """All trainable components of this rank.
+
+    Args:
+        config: The recipe.
+        model: This rank's parts; parameters that take no gradient are left alone.
+        groups: Of all components.
+    """
+
+    def __init__(self, config: Config, model: VisionLanguageModel, groups: Groups) -> None:
+        self.config = config.optimizer
+        self.total_steps = config.trainer.steps
+        self.parts: dict[str, _Part] = {}
+        self.names = [name for name, part in component_configs(config).items() if not part.freeze]
+        modules = model.components()
+        for name in self.names:
+            if name in modules:
+                component = component_configs(config)[name]
+                self.parts[name] = _Part(config, component, modules[name], groups.of(name))
+            else:  # megatron-core compares parameter groups over the whole world when it makes an optimizer
+                dist.all_gather_object([None] * dist.get_world_size(), [])
+
+    def clear_gradients(self) -> None:
+        """Before the first micro-batch of a step."""
+        for part in self.parts.values():
+            part.clear()
+
+    def reduce_gradients(self) -> None:
+        """After the last micro-batch: sums over data-parallel ranks, and what tensor parallelism and ties need."""
+        for part in self.parts.values():
+            part.reduce()
+
+    def step(self, rate: float) -> StepOutcome:
+        """Clips jointly and updates every component, or none where the joint norm is not finite.
+
+        Args:
+            rate: Learning rate before each component's `lr_scale`.
+        """
+        for part in self.parts.values():
+            part.set_learning_rate(rate, self.config.weight_decay)
+            part.optimizer.prepare_grads()
+        norms = self._norms()
+        outcome = StepOutcome(math.sqrt(sum(norm**2 for norm in norms.values())), norms)
+        if not outcome.skipped:
+            for part in self.parts.values():
+                self._clip(part.optimizer, outcome.grad_norm)
+                part.optimizer.step_with_ready_grads()
+        return outcome
+
+    def _norms(self) -> dict[str, float]:
+        """Norm of every component, also of those that live on other ranks."""
+        local = [float(self.parts[name].optimizer.get_grad_norm()) if name in self.parts else 0.0 for name in self.names]
+        norms = torch.tensor([math.inf if math.isnan(norm) else norm for norm in local], dtype=torch.float64)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(norms, op=dist.ReduceOp.MAX)
+        return dict(zip(self.names, norms.tolist(), strict=True))
+
+    def _clip(self, optimizer: MegatronOptimizer, total: float) -> None:
+        limit = self.config.clip_grad
+        if 0 < limit < total:
+            for single in getattr(optimizer, "chained_optimizers", [optimizer]):
+                clip_grad_by_total_norm_fp32(single.get_parameters(), max_norm=limit, total_norm=total)
