@@ -224,7 +224,7 @@ def build_processor(
         )
     images = None
     if vision is not None:
-        images = ImageProcessor(vision.image_size, vision.image_mean, vision.image_std)
+        images = ImageProcessor(vision.image_size, vision.image_mean, vision.image_std, vision.image_resize)
     return SampleProcessor(
         tokenizer,
         max_length=data.max_length if data.max_length is not None else llm.max_seq_len,

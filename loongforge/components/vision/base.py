@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig
@@ -27,6 +27,8 @@ class VisionConfig(ComponentConfig):
     """Per channel, subtracted from pixels in [0, 1]."""
     image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Per channel, divides what is left."""
+    image_resize: Literal["crop", "stretch"] = "crop"
+    """`crop`: scale the shorter edge, cut out the centre (CLIP); `stretch`: scale both edges (SigLIP)."""
 
     @property
     def num_patches(self) -> int:

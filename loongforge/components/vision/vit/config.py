@@ -135,6 +135,7 @@ class SiglipViTConfig(ViTConfig):
 
     activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6
+    image_resize: Literal["crop", "stretch"] = "stretch"
 
     @property
     def has_post_norm(self) -> bool:
