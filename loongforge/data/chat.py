@@ -52,9 +52,15 @@ def count_placeholders(messages: list[Message], image_token: str) -> int:
     """Images that the messages ask for: `image_token` in a string, or parts of type `image`.
 
     Raises:
-        SampleError: content of another shape, or an image token typed inside a text part.
+        SampleError: content of another shape, or an image token typed inside a text part or an answer.
     """
-    return sum(_placeholders(i, message.get("content"), image_token) for i, message in enumerate(messages))
+    counts = [_placeholders(i, message.get("content"), image_token) for i, message in enumerate(messages)]
+    for i, (message, count) in enumerate(zip(messages, counts, strict=True)):
+        if count and message.get("role") == "assistant":
+            raise SampleError(
+                f"the answer in message {i} holds '{image_token}'; images are shown to the model, not written"
+            )
+    return sum(counts)
 
 
 def _placeholders(number: int, content: Any, image_token: str) -> int:

@@ -66,7 +66,7 @@ class EvalLoader:
         self.processor = processor
         self._fetcher = SampleFetcher(self.sources, processor)
         self.bad: list[BadSample] = []
-        """Samples left out by the latest iteration (policy `skip`)."""
+        """Samples left out so far (policy `skip`), each once."""
         self._rows = micro_batch_size
         self._dp_rank = dp_rank
         self._dp_size = dp_size
@@ -83,7 +83,6 @@ class EvalLoader:
         return -(-len(self._chosen) // (self._rows * self._dp_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        self.bad = []
         for number in range(len(self)):
             first = (number * self._dp_size + self._dp_rank) * self._rows
             loaded = [self._load(*place) for place in self._chosen[first : first + self._rows]]
@@ -122,7 +121,9 @@ class EvalLoader:
         except BadSampleError as error:
             if not self._skip:
                 raise error.as_user_error() from error
-            self.bad.append(error.as_record(step=-1, replaced_by=""))
+            record = error.as_record(step=-1, replaced_by="")
+            if record not in self.bad:
+                self.bad.append(record)
             return None
 
 

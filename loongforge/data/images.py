@@ -64,11 +64,19 @@ def _decode(content: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as image:
             _check_pixels(*image.size)
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _rgb(ImageOps.exif_transpose(image))
     except SampleError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they meet in broken files
         raise SampleError(f"an image cannot be decoded ({len(content)} bytes): {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Transparent parts become white."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _check_pixels(width: int, height: int) -> None:
