@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer.transformer_block import TransformerBlock
 
 _GATED = "linear_fc1.weight"
+_TIED_COPY = "output_layer.weight"
 
 
 def mark_tensor_parallel(module: torch.nn.Module) -> None:
@@ -41,6 +42,8 @@ def global_names(module: torch.nn.Module) -> dict[str, str]:
         for name in [n for n in names if n.startswith(prefix)]:
             index, rest = name.removeprefix(prefix).split(".", 1)
             names[name] = f"{prefix}{int(index) + _layer_offset(block)}.{rest}"
+    if getattr(module, "share_embeddings_and_output_weights", False) and _TIED_COPY in names:
+        names[_TIED_COPY] = "embedding.word_embeddings.weight"  # the last pipeline stage's copy
     return names
 
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.hyper_comm_grid import HyperCommGrid
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from loongforge.parallel.layout import Coordinates, Layout
 
@@ -26,8 +27,8 @@ class Groups:
         return self.llm if component == "llm" else self.encoder
 
 
-def make_groups(layout: Layout, dist_backend: str) -> Groups:
-    """Makes all groups. Collective over the world; the default group exists already.
+def make_groups(layout: Layout, dist_backend: str, *, seed: int = 1234) -> Groups:
+    """Makes all groups, and seeds the random states of megatron-core. Collective over the world.
 
     The LLM's sizes go to megatron-core's global state too, since parts of it still read that: the vocabulary-parallel
     cross-entropy, tied embeddings in checkpoints, the random state tracker.
@@ -37,6 +38,7 @@ def make_groups(layout: Layout, dist_backend: str) -> Groups:
         pipeline_model_parallel_size=layout.pp,
         create_gloo_process_groups=False,
     )
+    model_parallel_cuda_manual_seed(seed)
     llm = ProcessGroupCollection.use_mpu_process_groups()
     encoder = llm if layout.pp == 1 else _encoder_groups(layout, dist_backend)
     return Groups(layout, layout.coordinates(dist.get_rank()), llm, encoder)
@@ -64,7 +66,7 @@ def _encoder_groups(layout: Layout, dist_backend: str) -> ProcessGroupCollection
         expt_tp=single,
         tp_ep=single,
         tp_ep_pp=single,
-        expt_dp=None,
-        intra_expt_dp=None,
+        expt_dp=single,  # None would make megatron-core form a group of the whole world, without the other stages
+        intra_expt_dp=single,
         inter_dist_opt=None,
     )

@@ -76,6 +76,13 @@ def _megatron_config(config: Config, component: ComponentConfig) -> MegatronOpti
     )
 
 
+def _join_parameter_group_exchange() -> None:
+    """Making an optimizer compares dense, then expert parameter groups over the whole world; ranks without the
+    component take part with none."""
+    for _ in range(2):
+        dist.all_gather_object([None] * dist.get_world_size(), [])
+
+
 class Optimizers:
     """All trainable components of this rank.
 
@@ -95,8 +102,8 @@ class Optimizers:
             if name in modules:
                 component = component_configs(config)[name]
                 self.parts[name] = _Part(config, component, modules[name], groups.of(name))
-            else:  # megatron-core compares parameter groups over the whole world when it makes an optimizer
-                dist.all_gather_object([None] * dist.get_world_size(), [])
+            else:
+                _join_parameter_group_exchange()
 
     def clear_gradients(self) -> None:
         """Before the first micro-batch of a step."""

@@ -35,6 +35,4 @@ def name_map(config: LlamaConfig) -> NameMap:
         Rule(f"{layer}mlp.linear_fc2.weight", (f"{theirs}mlp.down_proj.weight",)),
         Rule("decoder.final_layernorm.weight", ("norm.weight",)),
     ]
-    tied = Rule("output_layer.weight", ("embed_tokens.weight",))
-    head = Rule("output_layer.weight", ("lm_head.weight",), prefixes=HEAD_PREFIXES)
-    return NameMap([*rules, tied if config.tie_embeddings else head], PREFIXES)
+    return NameMap([*rules, Rule("output_layer.weight", ("lm_head.weight",), prefixes=HEAD_PREFIXES)], PREFIXES)

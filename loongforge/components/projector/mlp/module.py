@@ -13,7 +13,8 @@ from loongforge.components.transformer.linear import ColumnLinear, RowLinear
 
 
 def _layer_config(context: BuildContext, width: int):
-    return transformer_config(context, num_layers=1, hidden_size=width, num_attention_heads=1)
+    # no attention here: a head per rank satisfies the checks of megatron-core
+    return transformer_config(context, num_layers=1, hidden_size=width, num_attention_heads=context.tp, kv_channels=1)
 
 
 class LinearProjector(MegatronModule):
