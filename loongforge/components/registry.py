@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from loongforge.config.errors import UserError, did_you_mean
-from loongforge.config.schema import ComponentConfig, Config
 from loongforge.config.plugins import is_file_plugin
+from loongforge.config.schema import ComponentConfig, Config
 from loongforge.config.validate import build_config
 
 KINDS = ("vision", "projector", "llm")
@@ -82,7 +82,8 @@ def lookup(kind: str, name: str) -> type[ComponentConfig]:
         known = names(kind)
         hint = did_you_mean(name, known)
         raise UserError(
-            f"no {kind} of that type is registered.{hint} Allowed: {', '.join(known)}; your own: name its file in plugins"
+            f"no {kind} of that type is registered.{hint} Allowed: {', '.join(known)}; "
+            "for one of your own, name its file in plugins"
         )
     return _import(entry) if isinstance(entry, str) else entry
 
@@ -155,7 +156,8 @@ def _load_file(path: Path) -> None:
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses resolve their annotations there
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from loongforge.config.errors import UserError, closest, did_you_mean
 from loongforge.config.folders import configs_dir, shown
 from loongforge.config.origin import Layer, Origins
-from loongforge.config.overrides import SHORTHANDS, forced, group_choice, parse, sort_overrides
+from loongforge.config.overrides import forced, group_choice, parse, sort_overrides, value_text
+from loongforge.config.plugins import located
 from loongforge.config.recipes import Recipe, find_recipe, recipe_files
 from loongforge.config.resolve import resolve
+from loongforge.config.schema import SHORTHANDS
 
 _PRIMARY = "config"
 
@@ -42,15 +44,10 @@ class Composed:
     hydra: dict[str, Any]
     """Hydra's own settings."""
     origin: Origins
-    recipe: Recipe | None
+    recipe: Recipe
     defaults: list[tuple[str, str]]
     """(config, package) in the order merged."""
     searchpath: list[Path]
-
-    @property
-    def folder(self) -> Path:
-        """What relative plugin files are looked for in, after the current folder."""
-        return self.recipe.path.parent if self.recipe else Path.cwd()
 
 
 def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = ()) -> Composed:
@@ -70,7 +67,8 @@ def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = ())
         known = ", ".join(sorted(recipe_files(folders)))
         raise UserError(f"no recipe given: add +recipe=NAME or +recipe=PATH. Names: {known}.")
     recipe = find_recipe(wanted.recipe, folders)
-    with _hydra(recipe, folders) as loader, _readable(roots):
+    given = {value_text(override) for override in wanted.groups}
+    with _hydra(recipe, folders) as loader, _readable(roots, given):
         chosen = [*_searchpath(folders, wanted.passed), f"+recipe@_global_={recipe.node}"]
         if wanted.groups:
             present = loader.compute_defaults_list(_PRIMARY, chosen, RunMode.RUN).overrides.known_choices
@@ -98,7 +96,10 @@ def _composed(
     merged = [(d.config_path, d.package or "") for d in defaults if d.config_path and not _is_hydras_own(d)]
     layers = [Layer(file, package) for path, package in merged if (file := _file_of(path, recipe, sources))]
     origin = Origins(overrides, layers)
-    return Composed(resolve(config), raw, hydra, origin, recipe, merged, sources)
+    tree = resolve(config)
+    if isinstance(tree.get("plugins"), list):
+        tree["plugins"] = [located(entry, recipe.path.parent) for entry in tree["plugins"]]
+    return Composed(tree, raw, hydra, origin, recipe, merged, sources)
 
 
 def _is_hydras_own(default: ResultDefault) -> bool:
@@ -169,24 +170,25 @@ def yaml_reason(error: Exception) -> str:
 
 
 @contextmanager
-def _readable(roots: Sequence[Path]) -> Iterator[None]:
+def _readable(roots: Sequence[Path], given: Collection[str]) -> Iterator[None]:
     """Turns hydra's exceptions into one clear message."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except MissingConfigException as error:
-        raise _unknown_choice(error, roots) from error
+        raise _unknown_choice(error, roots, given) from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
         raise UserError(f"the recipe cannot be composed: {' '.join(lines[:3])}") from error
 
 
-def _unknown_choice(error: MissingConfigException, roots: Sequence[Path]) -> UserError:
+def _unknown_choice(error: MissingConfigException, roots: Sequence[Path], given: Collection[str]) -> UserError:
     missing = error.missing_cfg_file or ""
     group, _, name = missing.rpartition("/")
     where = str(error).splitlines()[0]
-    where = f" ({where.split(':')[0]})" if where.startswith("In 'recipe/") else ""
+    in_recipe = where.startswith("In 'recipe/") and name not in given
+    where = f" ({where.split(':')[0]})" if in_recipe else ""
     if error.options:
         options = ", ".join(error.options)
         return UserError(f"{group}={name} is not known{where}.{did_you_mean(name, error.options)} Allowed: {options}.")

@@ -42,7 +42,8 @@ class Origins:
             line = self._line(layer, key.split("."))
             if line is not None:
                 return f"{shown(layer.file)}:{line}"
-        return ""
+        below = (text for target, text in self._overrides if target.startswith(f"{key}."))
+        return next((f"override '{text}'" for text in below), "")
 
     @staticmethod
     def _line(layer: Layer, keys: list[str]) -> int | None:

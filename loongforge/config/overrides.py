@@ -15,8 +15,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from loongforge.config.errors import UserError
+from loongforge.config.schema import SHORTHANDS
 
-SHORTHANDS = {"vision": "model.vision", "projector": "model.projector", "llm": "model.llm"}
 _SHARD_BRACES = re.compile(r"[^'\"]*\{[^{}'\"]*(\.\.|,)[^{}'\"]*\}[^'\"]*")
 
 

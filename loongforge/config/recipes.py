@@ -61,7 +61,9 @@ def _unknown(value: str, path: Path, known: dict[str, Path]) -> UserError:
     if _is_path(value):
         nearby = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         where = "" if path.parent.is_dir() else f" Folder {path.parent} does not exist."
-        return UserError(f"recipe={value}: no such file.{where}{did_you_mean(value, nearby)} Built-in recipes: {names}.")
+        return UserError(
+            f"recipe={value}: no such file.{where}{did_you_mean(value, nearby)} Built-in recipes: {names}."
+        )
     here = next((file for file in (Path(value + suffix) for suffix in _SUFFIXES) if file.is_file()), None)
     if here is not None:
         return UserError(f"recipe={value} is not a recipe's name. For the file here: recipe=./{here}. Names: {names}.")

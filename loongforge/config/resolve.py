@@ -7,6 +7,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+MISSING = "???"
+"""How YAML says that a value must still be given."""
+
 
 class Unresolved(str):
     """An interpolation that leads nowhere, as written; `reason` says why."""
@@ -21,7 +24,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 def _value(parent: DictConfig | ListConfig, key: Any) -> Any:
     if OmegaConf.is_missing(parent, key):
-        return "???"
+        return MISSING
     try:
         value = parent[key]
     except OmegaConfBaseException as error:

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 SCHEMA_VERSION = 1
 
+SHORTHANDS = {"vision": "model.vision", "projector": "model.projector", "llm": "model.llm"}
+"""Config groups of components, and where their choice goes: `llm=qwen3_tiny` fills `model.llm`."""
+
 
 @dataclass(kw_only=True)
 class ParallelConfig:

@@ -1,0 +1,130 @@
+"""Values of the right type that still cannot be meant: ranges of single keys, and keys that must fit together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Check = Callable[[Any], "str | None"]
+
+
+def _at_least(low: float) -> Check:
+    return lambda value: None if value >= low else f"must be at least {low:g}"
+
+
+def _above(low: float) -> Check:
+    return lambda value: None if value > low else f"must be greater than {low:g}"
+
+
+def _share(value: float) -> str | None:
+    return None if 0 <= value <= 1 else "must be between 0 and 1"
+
+
+def _betas(value: list[float]) -> str | None:
+    fine = len(value) == 2 and all(0 <= beta < 1 for beta in value)
+    return None if fine else "must be two numbers, each at least 0 and below 1, like [0.9, 0.95]"
+
+
+def _not_empty(value: Any) -> str | None:
+    return None if value else "must not be empty"
+
+
+def _ranks(value: list[int]) -> str | None:
+    fine = value and min(value) >= 0 and len(set(value)) == len(value)
+    return None if fine else "must be a list of different ranks, each at least 0"
+
+
+_POSITIVE, _NOT_NEGATIVE = _at_least(1), _at_least(0)
+
+_RANGES: dict[str, Check] = {
+    "version": _POSITIVE,
+    "name": lambda value: None if value and "/" not in value else "must be a name without '/'",
+    "data.max_length": _at_least(2),
+    "data.max_bad": _NOT_NEGATIVE,
+    "data.prefetch": _NOT_NEGATIVE,
+    "data.image_token": _not_empty,
+    "data.train": _not_empty,
+    "data.tokenizer": _not_empty,
+    "optimizer.lr": _above(0),
+    "optimizer.min_lr_ratio": _share,
+    "optimizer.warmup_steps": _NOT_NEGATIVE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.betas": _betas,
+    "optimizer.eps": _above(0),
+    "optimizer.clip_grad": _NOT_NEGATIVE,
+    "trainer.steps": _POSITIVE,
+    "trainer.global_batch_size": _POSITIVE,
+    "trainer.micro_batch_size": _POSITIVE,
+    "trainer.seed": _NOT_NEGATIVE,
+    "trainer.threads": _POSITIVE,
+    "trainer.eval_every": _NOT_NEGATIVE,
+    "trainer.eval_samples": _POSITIVE,
+    "trainer.eval_micro_batch_size": _POSITIVE,
+    "trainer.sanity_samples": _NOT_NEGATIVE,
+    "trainer.generate_samples": _NOT_NEGATIVE,
+    "trainer.max_new_tokens": _POSITIVE,
+    "trainer.max_skipped": _NOT_NEGATIVE,
+    "checkpoint.every": _NOT_NEGATIVE,
+    "checkpoint.keep": _POSITIVE,
+    "logging.every": _POSITIVE,
+    "launcher.nproc": _POSITIVE,
+    "run.dir": _not_empty,
+    "run.resume": _not_empty,
+}
+
+_COMPONENT_RANGES: dict[str, Check] = {
+    "lr_scale": _NOT_NEGATIVE,
+    "init_std": _above(0),
+    "norm_eps": _above(0),
+    "rope_theta": _above(0),
+    "parallel.tp": _POSITIVE,
+    "parallel.pp": _POSITIVE,
+    "parallel.cp": _POSITIVE,
+    "parallel.ep": _POSITIVE,
+    "parallel.dp": _POSITIVE,
+    "parallel.ranks": _ranks,
+    **dict.fromkeys(("image_size", "patch_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads"), _POSITIVE),
+    **dict.fromkeys(("head_dim", "mlp_hidden_size", "vocab_size", "max_seq_len"), _POSITIVE),
+}
+
+
+def range_problem(key: str, value: Any) -> str | None:
+    """What is wrong with a value of the right type, or None."""
+    if value is None:
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    check = _RANGES.get(key)
+    parts = key.split(".", 2)
+    if parts[0] == "model" and len(parts) == 3:
+        check = _COMPONENT_RANGES.get(parts[2])
+    return check(value) if check else None
+
+
+def relation_problems(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(keys, message) of keys that do not fit together. Values of a wrong type are left to the validator."""
+    numbers = {key: _number(tree, key) for key in _RELATED}
+    steps, warmup = numbers["trainer.steps"], numbers["optimizer.warmup_steps"]
+    if steps is not None and warmup is not None and warmup > steps:
+        keys = ("optimizer.warmup_steps", "trainer.steps")
+        yield keys, f"optimizer.warmup_steps={warmup} is more than trainer.steps={steps}"
+    whole, micro = numbers["trainer.global_batch_size"], numbers["trainer.micro_batch_size"]
+    if whole and micro and micro > 0 and whole % micro:
+        keys = ("trainer.global_batch_size", "trainer.micro_batch_size")
+        nearest = max(1, round(whole / micro)) * micro
+        yield (
+            keys,
+            f"trainer.global_batch_size={whole} is not a multiple of trainer.micro_batch_size={micro}; "
+            f"nearest: {nearest}",
+        )
+
+
+_RELATED = ("trainer.steps", "optimizer.warmup_steps", "trainer.global_batch_size", "trainer.micro_batch_size")
+
+
+def _number(tree: dict[str, Any], key: str) -> int | None:
+    section, name = key.split(".")
+    values = tree.get(section)
+    value = values.get(name) if isinstance(values, dict) else None
+    return value if type(value) is int else None
