@@ -22,8 +22,8 @@ class SampleOrder:
         """Args:
 
         sizes: samples of each source, each at least 1.
-        weights: shares of the sources, relative to each other; after p positions a source has been drawn from its exact
-            share of p times, up to one or two.
+        weights: shares of the sources, relative to each other; a source is drawn from at its exact share
+            over whole rounds, and never further from it than there are sources.
         seed: decides everything.
         shuffle: a new permutation of each source in each epoch; otherwise its own order.
         """

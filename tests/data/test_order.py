@@ -47,7 +47,7 @@ def test_shares_are_exact_and_each_source_has_its_own_epochs(
     drawn = [order.at(position) for position in range(number)]
     for source, (size, weight) in enumerate(parts):
         indices = [index for which, index in drawn if which == source]
-        assert abs(len(indices) - number * weight / sum(weights)) < 2
+        assert abs(len(indices) - number * weight / sum(weights)) <= len(parts)
         for epoch in range(len(indices) // size):
             assert sorted(indices[epoch * size : (epoch + 1) * size]) == list(range(size))
 

@@ -111,6 +111,12 @@ def test_template_without_generation_block(processor: SampleProcessor) -> None:
         )
 
 
+def test_image_tokens_are_never_learned(processor: SampleProcessor) -> None:
+    everything = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+    done = _with_template(processor, everything)(_sample(chat()))
+    assert (done.learned == (done.ids != processor.image_token_id)).all()
+
+
 def _message(role: str, content: Any = "x") -> dict[str, Any]:
     return {"role": role, "content": content}
 
