@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +43,13 @@ class Composed:
     """Plain, with interpolations as written."""
     hydra: dict[str, Any]
     """Hydra's own settings."""
-    origin: Origins
+    origin: Callable[[str], str]
+    """Which override or file gave a key its value."""
     recipe: Recipe
-    defaults: list[tuple[str, str]]
-    """(config, package) in the order merged."""
     searchpath: list[Path]
+    """Folders of config groups."""
+    defaults: Callable[[], list[tuple[str, str]]]
+    """Gives (config, package) of everything that was merged, in that order."""
 
 
 def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = ()) -> Composed:
@@ -69,37 +71,38 @@ def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = ())
     recipe = find_recipe(wanted.recipe, folders)
     given = {value_text(override) for override in wanted.groups}
     with _hydra(recipe, folders) as loader, _readable(roots, given):
-        chosen = [*_searchpath(folders, wanted.passed), f"+recipe@_global_={recipe.node}"]
+        texts = [*_searchpath(folders, wanted.passed), f"+recipe@_global_={recipe.node}"]
         if wanted.groups:
-            present = loader.compute_defaults_list(_PRIMARY, chosen, RunMode.RUN).overrides.known_choices
-            chosen += [group_choice(override, present) for override in wanted.groups]
-        final = chosen + [forced(override) for override in wanted.values]
-        config = hydra_compose(_PRIMARY, overrides=final, return_hydra_config=True)
-        defaults = loader.compute_defaults_list(_PRIMARY, final, RunMode.RUN).defaults
-    texts = [(override.key_or_group, override.input_line or "") for override in wanted.values]
-    return _composed(config, defaults, texts, recipe, roots)
+            present = loader.compute_defaults_list(_PRIMARY, texts, RunMode.RUN).overrides.known_choices
+            texts += [group_choice(override, present) for override in wanted.groups]
+        texts += [forced(override) for override in wanted.values]
+        config = hydra_compose(_PRIMARY, overrides=texts, return_hydra_config=True)
+    values = [(override.key_or_group, override.input_line or "") for override in wanted.values]
+    return _composed(config, recipe, folders, texts, values)
 
 
 def _composed(
-    config: DictConfig,
-    defaults: Sequence[ResultDefault],
-    overrides: list[tuple[str, str]],
-    recipe: Recipe,
-    roots: list[Path],
+    config: DictConfig, recipe: Recipe, folders: list[Path], texts: list[str], values: list[tuple[str, str]]
 ) -> Composed:
     OmegaConf.set_struct(config, False)
-    hydra = OmegaConf.to_container(config.pop("hydra"), resolve=False)
+    hydra: Any = OmegaConf.to_container(config.pop("hydra"), resolve=False)
     config.setdefault("name", recipe.name)
-    raw = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(raw, dict) and isinstance(hydra, dict)
-    sources = [*roots, *(Path(path.removeprefix("file://")) for path in hydra["searchpath"])]
-    merged = [(d.config_path, d.package or "") for d in defaults if d.config_path and not _is_hydras_own(d)]
-    layers = [Layer(file, package) for path, package in merged if (file := _file_of(path, recipe, sources))]
-    origin = Origins(overrides, layers)
+    raw: Any = OmegaConf.to_container(config, resolve=False)
     tree = resolve(config)
     if isinstance(tree.get("plugins"), list):
         tree["plugins"] = [located(entry, recipe.path.parent) for entry in tree["plugins"]]
-    return Composed(tree, raw, hydra, origin, recipe, merged, sources)
+    sources = [configs_dir(), *(Path(path.removeprefix("file://")) for path in hydra["searchpath"])]
+
+    def defaults() -> list[tuple[str, str]]:
+        with _hydra(recipe, folders) as loader:
+            found = loader.compute_defaults_list(_PRIMARY, texts, RunMode.RUN).defaults
+        return [(d.config_path, d.package or "") for d in found if d.config_path and not _is_hydras_own(d)]
+
+    def layers() -> list[Layer]:
+        merged = ((_file_of(path, recipe, sources), package) for path, package in defaults())
+        return [Layer(file, package) for file, package in merged if file]
+
+    return Composed(tree, raw, hydra, Origins(values, layers), recipe, sources, defaults)
 
 
 def _is_hydras_own(default: ResultDefault) -> bool:

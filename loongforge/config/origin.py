@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,21 +24,21 @@ class Layer:
 class Origins:
     """Answers which override or file gave a key its value."""
 
-    def __init__(self, overrides: Sequence[tuple[str, str]], layers: Sequence[Layer]) -> None:
+    def __init__(self, overrides: Sequence[tuple[str, str]], layers: Callable[[], Sequence[Layer]]) -> None:
         """
         Args:
             overrides: (key, text of the override) in the order given.
-            layers: files in the order merged, the last one wins.
+            layers: Gives the files in the order merged, the last one wins; called when first needed.
         """
         self._overrides = list(overrides)
-        self._layers = list(layers)
+        self._find_layers = cache(layers)
 
     def __call__(self, key: str) -> str:
         """`override 'trainer.steps=abc'`, `recipes/llava_sft.yaml:14`, or the empty string for a default."""
         for target, text in reversed(self._overrides):
             if target == key or key.startswith(f"{target}."):
                 return f"override '{text}'"
-        for layer in reversed(self._layers):
+        for layer in reversed(self._find_layers()):
             line = self._line(layer, key.split("."))
             if line is not None:
                 return f"{shown(layer.file)}:{line}"

@@ -138,7 +138,7 @@ class _Reader:
             return self.fail(key, str(value), value.reason)
         origin = get_origin(hint)
         if origin in (Union, types.UnionType):
-            return self._union(get_args(hint), value, key)
+            return self._union(hint, value, key)
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
             return self.dataclass(hint, value, key)
@@ -157,14 +157,13 @@ class _Reader:
         near = did_you_mean(str(value), choices)
         return self.fail(key, value, f"expected {_expected(hint)}.{near}" if near else f"expected {_expected(hint)}")
 
-    def _union(self, options: tuple[Any, ...], value: Any, key: str) -> Any:
+    def _union(self, hint: Any, value: Any, key: str) -> Any:
         """The one option that a value can be meant for reports the details; else all are named."""
+        options = get_args(hint)
         if value is None:
-            return None if type(None) in options else self._wrong(Union[options], value, key)
+            return None if type(None) in options else self._wrong(hint, value, key)
         fitting = [option for option in options if option is not type(None) and _may_hold(option, value)]
-        if not fitting:
-            return self._wrong(Union[options], value, key)
-        return self.value(fitting[0], value, key)
+        return self.value(fitting[0], value, key) if fitting else self._wrong(hint, value, key)
 
     def _list(self, hint: Any, value: Any, key: str) -> Any:
         if not isinstance(value, list | tuple):
