@@ -1,0 +1,40 @@
+"""Random states of a process, as plain values for JSON."""
+
+from __future__ import annotations
+
+import base64
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(state.cpu().numpy().tobytes()).decode()
+
+
+def _state(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+def capture() -> dict[str, Any]:
+    """States of python, numpy, torch and megatron-core's tracker."""
+    version, keys, gauss = random.getstate()
+    name, table, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 other libraries draw from it
+    return {
+        "python": [version, list(keys), gauss],
+        "numpy": [name, table.tolist(), position, has_gauss, cached],  # type: ignore[union-attr]
+        "torch": _text(torch.get_rng_state()),
+        "tracker": {name: _text(state) for name, state in get_cuda_rng_tracker().get_states().items()},
+    }
+
+
+def restore(states: dict[str, Any]) -> None:
+    """Puts back what `capture` returned."""
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(_state(states["torch"]))
+    get_cuda_rng_tracker().set_states({name: _state(text) for name, text in states["tracker"].items()})

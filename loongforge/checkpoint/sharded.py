@@ -1,0 +1,48 @@
+"""Sharded state on disk: megatron-core's distributed checkpoints, written by this process itself.
+
+The shipped strategy hands the writing to a process that it spawns (5 s at the first save). Ours writes the same files
+through torch's own writer; megatron-core reads them under any layout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import torch as strategies
+
+
+class _InProcessStrategy(strategies.TorchDistSaveShardedStrategy):
+    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> None:
+        named, _, _ = strategies._replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, self.keep_only_main_replica
+        )
+        planner = strategies.MCoreSavePlanner(
+            dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
+        )
+        writer = dcp.FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True, thread_count=1)
+        dcp.save(strategies.mcore_to_pyt_state_dict(named, False), storage_writer=writer, planner=planner)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Writes a state. Collective over the world.
+
+    Args:
+        state: Nested dict of megatron-core ShardedTensors and ShardedObjects; other values are rank 0's.
+        path: An existing, empty folder.
+    """
+    strategy = _InProcessStrategy("torch_dist", 1)
+    dist_checkpointing.save(state, str(path), strategy, validate_access_integrity=dist.get_world_size() > 1)
+
+
+def read_state(template: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Reads what a template asks for. Collective over the world.
+
+    Args:
+        template: As given to `write_state`, of the layout that reads; values are overwritten.
+        path: A folder that `write_state` wrote under any layout.
+    """
+    return dist_checkpointing.load(template, str(path), validate_access_integrity=False)
