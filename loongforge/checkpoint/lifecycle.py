@@ -106,10 +106,10 @@ class CheckpointStore:
         _sync(pointer)
         pointer.replace(self.root / LATEST)
         _sync(self.root)
-        # A newer step than this one belongs to a run that went another way.
-        others = [path for path in self._folders() if path != final]
-        for old in others[max(0, self.keep - 1) :]:
-            self._delete(old)
+        folders = self._folders()
+        place = folders.index(final)  # what is newer belongs to steps that the run went back behind
+        for other in folders[:place] + folders[place + self.keep :]:
+            self._delete(other)
 
     def _delete(self, path: Path) -> None:
         """Renamed first, so that a kill in between leaves nothing that looks whole."""

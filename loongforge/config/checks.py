@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 Check = Callable[[Any], "str | None"]
@@ -100,31 +100,3 @@ def range_problem(key: str, value: Any) -> str | None:
     if parts[0] == "model" and len(parts) == 3:
         check = _COMPONENT_RANGES.get(parts[2])
     return check(value) if check else None
-
-
-def relation_problems(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(keys, message) of keys that do not fit together. Values of a wrong type are left to the validator."""
-    numbers = {key: _number(tree, key) for key in _RELATED}
-    steps, warmup = numbers["trainer.steps"], numbers["optimizer.warmup_steps"]
-    if steps is not None and warmup is not None and warmup > steps:
-        keys = ("optimizer.warmup_steps", "trainer.steps")
-        yield keys, f"optimizer.warmup_steps={warmup} is more than trainer.steps={steps}"
-    whole, micro = numbers["trainer.global_batch_size"], numbers["trainer.micro_batch_size"]
-    if whole and micro and micro > 0 and whole % micro:
-        keys = ("trainer.global_batch_size", "trainer.micro_batch_size")
-        nearest = max(1, round(whole / micro)) * micro
-        yield (
-            keys,
-            f"trainer.global_batch_size={whole} is not a multiple of trainer.micro_batch_size={micro}; "
-            f"nearest: {nearest}",
-        )
-
-
-_RELATED = ("trainer.steps", "optimizer.warmup_steps", "trainer.global_batch_size", "trainer.micro_batch_size")
-
-
-def _number(tree: dict[str, Any], key: str) -> int | None:
-    section, name = key.split(".")
-    values = tree.get(section)
-    value = values.get(name) if isinstance(values, dict) else None
-    return value if type(value) is int else None

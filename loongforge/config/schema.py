@@ -135,7 +135,7 @@ class TrainerConfig:
     global_batch_size: int
     """Samples per optimizer step, over all ranks."""
     micro_batch_size: int
-    """Samples per forward pass of one data-parallel rank."""
+    """Samples per forward pass of one data-parallel rank, at most: a smaller share of the batch is taken whole."""
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 1234
     threads: int | None = None

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from loongforge.config.checks import range_problem, relation_problems
+from loongforge.config.checks import range_problem
 from loongforge.config.errors import UserError, closest, did_you_mean
 from loongforge.config.resolve import MISSING, Unresolved
 from loongforge.config.schema import SCHEMA_VERSION, SHORTHANDS, ComponentConfig, Config
@@ -37,7 +37,6 @@ def build_config(
         raise UserError(newer_version("the recipe", tree["version"]))
     reader = _Reader(component_types, origin)
     config = reader.dataclass(Config, tree, "")
-    reader.relations(tree)
     if reader.errors:
         count = "1 error" if len(reader.errors) == 1 else f"{len(reader.errors)} errors"
         raise UserError(f"The recipe has {count}:\n" + "\n".join(f"  - {error}" for error in reader.errors))
@@ -55,24 +54,15 @@ class _Reader:
 
     def __init__(self, component_types: ComponentTypes, origin: Callable[[str], str]) -> None:
         self.errors: list[str] = []
-        self._bad_keys: set[str] = set()
         self._component_types = component_types
         self._origin = origin
 
     def fail(self, key: str, value: Any, why: str) -> Any:
         """Notes an error of a given value."""
         where = self._origin(key)
-        self._bad_keys.add(key)
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
         self.errors.append(f"{key}={shown}" + (f" ({where})" if where else "") + f": {why}")
         return _BAD
-
-    def relations(self, tree: dict[str, Any]) -> None:
-        """Checks of several keys together, where each of them is right."""
-        for keys, message in relation_problems(tree):
-            if not self._bad_keys.intersection(keys):
-                where = " ".join(f"({origin})" for origin in dict.fromkeys(map(self._origin, keys)) if origin)
-                self.errors.append(f"{message} {where}".rstrip())
 
     def dataclass(self, cls: type, tree: Any, path: str) -> Any:
         """An instance of a dataclass from a mapping."""
@@ -90,9 +80,8 @@ class _Reader:
                 self._unknown(key, tree[key], path, fields)
         values = {name: self._field(field, hints[name], tree, _join(path, name)) for name, field in fields.items()}
         good = {name: value for name, value in values.items() if value is not _ABSENT}
-        return (
-            _BAD if any(value is _BAD for value in good.values()) or _required_absent(values, fields) else cls(**good)
-        )
+        incomplete = any(value is _BAD for value in good.values()) or _required_absent(values, fields)
+        return _BAD if incomplete else cls(**good)
 
     def _component(self, base: type, tree: dict[str, Any], path: str) -> type | None:
         """The registered dataclass of a component's section, by its `type`."""
@@ -120,7 +109,6 @@ class _Reader:
         return self.fail(key, given, problem) if problem else value
 
     def _missing(self, key: str, expected: str) -> None:
-        self._bad_keys.add(key)
         where = self._origin(key)
         self.errors.append(f"{key} is missing" + (f" ({where})" if where else "") + f": give {expected}")
 

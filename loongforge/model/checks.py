@@ -40,11 +40,18 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
     return found
 
 
+def micro_batch_size(config: Config, layout: Layout) -> int:
+    """Samples of a forward pass: the recipe's, or a rank's whole share of the global batch where that is smaller."""
+    return min(config.trainer.micro_batch_size, config.trainer.global_batch_size // layout.dp)
+
+
 def _batch_problems(config: Config, layout: Layout) -> list[str]:
-    whole, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
-    if whole % (micro * layout.dp):
-        return [
-            f"trainer.global_batch_size={whole} is not a multiple of trainer.micro_batch_size={micro} x dp={layout.dp}; "
-            f"nearest: {max(1, round(whole / (micro * layout.dp))) * micro * layout.dp}"
-        ]
-    return []
+    whole, micro = config.trainer.global_batch_size, max(1, micro_batch_size(config, layout))
+    unit = micro * layout.dp
+    if whole % unit == 0:
+        return []
+    nearest = max(1, round(whole / unit)) * unit
+    return [
+        f"trainer.global_batch_size={whole} cannot be divided into micro-batches of trainer.micro_batch_size={micro} "
+        f"on dp={layout.dp} ranks; nearest: {nearest}"
+    ]

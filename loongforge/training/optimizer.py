@@ -23,14 +23,12 @@ class StepOutcome:
     """What an optimizer step did."""
 
     grad_norm: float
-    """Joint norm before clipping; not finite where the step was skipped."""
+    """Joint norm before clipping."""
     component_norms: dict[str, float] = field(default_factory=dict)
     """Norm of each trained component."""
 
-    @property
-    def skipped(self) -> bool:
-        """Whether weights and optimizer state stayed as they were."""
-        return not math.isfinite(self.grad_norm)
+    skipped: bool = False
+    """Weights and optimizer state stayed as they were: loss or norm is not finite."""
 
 
 class _Part:
@@ -115,17 +113,19 @@ class Optimizers:
         for part in self.parts.values():
             part.reduce()
 
-    def step(self, rate: float) -> StepOutcome:
+    def step(self, rate: float, *, usable: bool = True) -> StepOutcome:
         """Clips jointly and updates every component, or none where the joint norm is not finite.
 
         Args:
             rate: Learning rate before each component's `lr_scale`.
+            usable: False to leave everything as it is (the loss is not finite); the same on every rank.
         """
         for part in self.parts.values():
             part.set_learning_rate(rate, self.config.weight_decay)
             part.optimizer.prepare_grads()
         norms = self._norms()
-        outcome = StepOutcome(math.sqrt(sum(norm**2 for norm in norms.values())), norms)
+        joint = math.sqrt(sum(norm**2 for norm in norms.values()))
+        outcome = StepOutcome(joint, norms, skipped=not (usable and math.isfinite(joint)))
         if not outcome.skipped:
             for part in self.parts.values():
                 self._clip(part.optimizer, outcome.grad_norm)

@@ -1,0 +1,225 @@
+"""Turns what happens in a run into metrics, console lines and files. Only rank 0 shows anything."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loongforge.config.errors import UserError
+from loongforge.config.saved import save_config
+from loongforge.config.schema import Config
+from loongforge.data.batch import BadSample, StepData
+from loongforge.data.preview import preview
+from loongforge.data.quarantine import QuarantineLedger
+from loongforge.model.assembly import component_configs
+from loongforge.model.flops import forward_flops, image_tokens, num_params, training_flops
+from loongforge.parallel.session import broadcast_object
+from loongforge.training.counts import StepCounts
+from loongforge.training.evaluation import Evaluation
+from loongforge.training.optimizer import StepOutcome
+from loongforge.training.run_setup import Setup
+from loongforge.training.telemetry.console import Console
+from loongforge.training.telemetry.logs import setup_logging
+from loongforge.training.telemetry.metrics import MetricsWriter
+
+
+class Reporter:
+    """Reports of one run.
+
+    Args:
+        config: The validated recipe.
+        tree: The same as plain values.
+        setup: Model and data.
+        run_dir: Where the run lives.
+    """
+
+    def __init__(self, config: Config, tree: dict[str, Any], setup: Setup, run_dir: Path) -> None:
+        self.config, self.setup, self.run_dir = config, setup, run_dir
+        self.main = setup.world.rank == 0
+        setup_logging(run_dir, setup.world.rank)
+        self.began = time.perf_counter()
+        self.tokens = 0
+        self.training_seconds = 0.0
+        self.last_evaluation: dict[str, Any] = {}
+        self.last_checkpoint: Path | None = None
+        if self.main:
+            self._open(tree)
+
+    def _open(self, tree: dict[str, Any]) -> None:
+        config, step = self.config, self.setup.progress.step
+        save_config(tree, self.run_dir / "config.yaml")
+        self.console = Console(mode=config.logging.console, total_steps=config.trainer.steps, every=config.logging.every)
+        self.metrics = MetricsWriter(
+            self.run_dir,
+            resume_step=step,
+            tensorboard=config.logging.tensorboard,
+            wandb=config.logging.wandb,
+            name=config.name,
+            config=tree,
+        )
+        self.ledger = QuarantineLedger(self.run_dir / "quarantine.jsonl", config.data.max_bad)
+
+    def begin(self, step: int) -> None:
+        """Before step 1: what is trained, and what a sample looks like to the model."""
+        if not self.main:
+            return
+        self.console.info(f"run {self.run_dir}")
+        for note in self.setup.notes:
+            (self.console.warning if "not used" in note else self.console.info)(note)
+        self.console.model(self._model_rows())
+        loader = self.setup.loader
+        if step < self.config.trainer.steps:
+            shown = preview(loader.fetcher.fetch(*loader.order.at(0)), self.setup.processor)
+            pieces = [(f"{p.text} x{len(p.ids)}" if p.is_image else p.text, p.learned, p.is_image) for p in shown.pieces]
+            self.console.sample(pieces, sample_id=shown.id)
+
+    def _model_rows(self) -> list[dict[str, Any]]:
+        model, layout = self.config.model, self.setup.groups.layout
+        params = num_params(model)
+        length = self.setup.processor.max_length
+        per_image = max(1, image_tokens(model))
+        flops = forward_flops(model, tokens=1, images=1 / per_image, seq_len=length)
+        place = " ".join(f"{name}{size}" for name, size in (("tp", layout.tp), ("pp", layout.pp), ("dp", layout.dp)))
+        return [
+            {
+                "component": name,
+                "type": part.type,
+                "params": params[name],
+                "trainable": not part.freeze,
+                "dtype": part.dtype or self.config.trainer.precision,
+                "flops_per_token": flops[name],
+                "layout": place if name == "llm" else place.replace(f" pp{layout.pp}", ""),
+            }
+            for name, part in component_configs(self.config).items()
+        ]
+
+    def start(self, step: int) -> None:
+        """The first step begins."""
+        if self.main:
+            self.console.start(step)
+
+    def step(
+        self,
+        step: int,
+        *,
+        counts: StepCounts,
+        loss: float,
+        rate: float,
+        outcome: StepOutcome,
+        seconds: float,
+        waited: float,
+        data: StepData,
+    ) -> None:
+        """After step number `step` (1-based)."""
+        if self.config.logging.samples:
+            self._write_sample_ids(step, data)
+        if not self.main:
+            return
+        self.tokens += counts.tokens
+        self.training_seconds += seconds
+        mean_length = round(counts.tokens / counts.samples)
+        flops = sum(
+            training_flops(self.config.model, tokens=counts.tokens, images=counts.images, seq_len=mean_length).values()
+        )
+        rate_of_work = flops / seconds / self.setup.world.size
+        peak = self.setup.backend.peak_flops(self.config.trainer.precision)
+        record = {
+            "step": step,
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": outcome.grad_norm,
+            **{f"grad_norm/{name}": norm for name, norm in outcome.component_norms.items()},
+            "loss_tokens": counts.loss_tokens,
+            "tokens": counts.tokens,
+            "padding": 1 - counts.tokens / counts.padded_tokens,
+            "samples": counts.samples,
+            "images": counts.images,
+            "step_time_s": seconds,
+            "data_wait_s": waited,
+            "tokens_per_s": counts.tokens / seconds,
+            "tflops": rate_of_work / 1e12,
+            "mfu": rate_of_work / peak if peak else None,
+            "memory_gib": self.setup.backend.peak_memory_bytes() / 2**30,
+            "balance/llm": counts.balance_llm,
+            "balance/vision": counts.balance_vision,
+            "skipped": self.setup.progress.skipped,
+        }
+        self.metrics.write(record)
+        self.console.step(record)
+        if outcome.skipped:
+            self.console.warning(f"step {step}: loss {loss:g}, gradient norm {outcome.grad_norm:g}: no update")
+
+    def _write_sample_ids(self, step: int, data: StepData) -> None:
+        place = self.setup.groups.place
+        if place.tp == 0 and place.pp == 0:
+            ids = [name for batch in data.micro_batches for name in batch.ids]
+            with open(self.run_dir / f"samples_{place.dp}.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, "ids": ids}) + "\n")
+
+    def quarantine(self, bad: Sequence[BadSample]) -> None:
+        """Notes bad samples. Collective over the world.
+
+        Raises:
+            UserError: on every rank, where the limit is passed.
+        """
+        problem = ""
+        if self.main:
+            try:
+                for sample in self.ledger.record(bad):
+                    self.console.warning(f"sample {sample.id} of {sample.shard} left out: {sample.reason}")
+            except UserError as error:
+                problem = str(error)
+        if agreed := broadcast_object(problem):
+            raise UserError(str(agreed))
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        """After an evaluation."""
+        if not self.main:
+            return
+        summary = result.summary
+        record = {
+            "step": step,
+            "eval/loss": summary.loss,
+            "eval/exact_match": summary.exact_match,
+            "eval/samples": summary.samples,
+        }
+        self.last_evaluation = record
+        self.metrics.write(record)
+        self.console.evaluation(record, [(a.question, a.answer, a.reference) for a in result.answers])
+
+    def saved(self, path: Path) -> None:
+        """After a checkpoint."""
+        self.last_checkpoint = path
+        if self.main:
+            self.console.info(f"saved {path}")
+
+    def stopped(self, step: int) -> None:
+        """A signal ended the run."""
+        if self.main:
+            self.console.warning(f"stopped by a signal after step {step}; the same command with run.dir={self.run_dir} goes on")
+
+    def finish(self) -> None:
+        """The report at the end."""
+        if not self.main:
+            return
+        rows = []
+        if self.last_evaluation:
+            score = self.last_evaluation
+            rows.append(("held-out exact match", f"{score['eval/exact_match']:.4f} of {score['eval/samples']} samples"))
+            rows.append(("held-out loss", f"{score['eval/loss']:.4f}"))
+        if self.training_seconds:
+            rows.append(("tokens per second", f"{self.tokens / self.training_seconds:,.0f}"))
+        rows.append(("time", f"{time.perf_counter() - self.began:.0f} s, {self.training_seconds:.0f} s of it in steps"))
+        rows.append(("peak memory", f"{self.setup.backend.peak_memory_bytes() / 2**30:.2f} GiB per process"))
+        rows.append(("checkpoint", str(self.last_checkpoint or self.run_dir / "checkpoints")))
+        image = " --image FILE" if self.config.model.vision is not None else ""
+        self.console.report(rows, f'loongforge generate --checkpoint {self.run_dir}{image} --prompt "..."')
+
+    def close(self) -> None:
+        """Ends the live bar and closes files."""
+        if self.main:
+            self.console.close()
+            self.metrics.close()

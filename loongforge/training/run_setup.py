@@ -1,0 +1,153 @@
+"""Everything a run needs before its first step, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from loongforge import __version__
+from loongforge.checkpoint import rng
+from loongforge.checkpoint.lifecycle import Checkpoint, CheckpointStore, resolve
+from loongforge.components.llm.base import LLMConfig
+from loongforge.components.vision.base import VisionConfig
+from loongforge.config.saved import save_config
+from loongforge.config.schema import Config
+from loongforge.data.batch import Batch
+from loongforge.data import builtin
+from loongforge.data.loader import TrainLoader
+from loongforge.data.processing import build_processor
+from loongforge.kernels.backend import Backend
+from loongforge.model.assembly import build_model
+from loongforge.model.checks import check_model, micro_batch_size
+from loongforge.model.execution import Runner
+from loongforge.parallel.groups import make_groups
+from loongforge.parallel.layout import Layout
+from loongforge.parallel.session import World
+from loongforge.training.evaluation import Evaluator
+from loongforge.training.optimizer import Optimizers
+from loongforge.training.state import load_training, save_training
+from loongforge.training.weights import check_init_from, load_initial_weights
+
+
+@dataclass
+class Progress:
+    """How far a run is. The data cursor is the step: the samples of a step are a pure function of it."""
+
+    step: int = 0
+    skipped: int = 0
+    """Steps whose update was left out."""
+
+    def advance(self, step: int, *, skipped: bool) -> None:
+        """After a step."""
+        self.step, self.skipped = step, self.skipped + int(skipped)
+
+
+class Setup:
+    """Model, data and optimizer of this rank, loaded from the checkpoint that the run goes on from.
+
+    Args:
+        config: The validated recipe.
+        tree: The same as plain values.
+        world: This process among all.
+        backend: Its devices.
+        run_dir: Where the run lives.
+    """
+
+    def __init__(self, config: Config, tree: dict[str, Any], *, world: World, backend: Backend, run_dir: Path) -> None:
+        self.config, self.tree, self.world, self.backend = config, tree, world, backend
+        self.notes: list[str] = []
+        """What the user should know before the first step."""
+        self.store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
+        self.progress = Progress()
+        layout = Layout.from_model(config.model, world.size)
+        check_model(config, layout)
+        check_init_from(config)
+        resumed = self._find_checkpoint(run_dir)
+        if config.data.builtin is not None:
+            builtin.build(config.data.builtin, config.data.dir)
+        self.groups = make_groups(layout, backend.dist_backend, seed=config.trainer.seed)
+        self._open_data(layout)
+        image_token = self.processor.image_token_id if config.model.vision is not None else None
+        self.model = build_model(config, self.groups, image_token=image_token)
+        if resumed is None:
+            self.notes += load_initial_weights(config, self.model, self.groups)
+        self.runner = Runner(self.model, self.groups)
+        self.optimizers = Optimizers(config, self.model, self.groups)
+        self.evaluator = Evaluator(config, self.runner, self.processor) if config.data.eval is not None else None
+        if resumed is not None:
+            self._resume(resumed)
+
+    def _open_data(self, layout: Layout) -> None:
+        config, place = self.config, self.groups.place
+        vision, llm = config.model.vision, config.model.llm
+        assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
+        self.processor = build_processor(config.data, vision, llm)
+        self.loader = TrainLoader(
+            config.data,
+            self.processor,
+            seed=config.trainer.seed,
+            global_batch_size=config.trainer.global_batch_size,
+            micro_batch_size=micro_batch_size(config, layout),
+            dp_rank=place.dp,
+            dp_size=layout.dp,
+            pad_multiple=layout.tp,
+        )
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch where the model is."""
+        device = self.runner.device
+        moved = {name: getattr(batch, name).to(device) for name in ("tokens", "labels", "images")}
+        return replace(batch, **moved)
+
+    def _find_checkpoint(self, run_dir: Path) -> Checkpoint | None:
+        """The checkpoint to go on from; ranks agree because they look at the same folder."""
+        wanted = self.config.run.resume
+        if wanted == "never":
+            return None
+        if wanted != "auto":
+            return resolve(Path(wanted))
+        found = self.store.latest()
+        self.notes += found.warnings
+        return found.checkpoint
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        load_training(checkpoint.path, self.model, self.optimizers, self.groups)
+        self.progress = Progress(**checkpoint.meta["progress"])
+        self.notes.append(f"going on after step {checkpoint.step} from {checkpoint.path}")
+        if checkpoint.meta["layout"] == self._layout():
+            rng.restore(json.loads((checkpoint.path / f"rng_{self.world.rank}.json").read_text()))
+        else:
+            self.notes.append("the layout has changed: random states start anew (the order of the data does not depend on them)")
+
+    def _layout(self) -> dict[str, Any]:
+        return asdict(self.groups.layout)
+
+    def save(self, step: int) -> Path:
+        """Writes a checkpoint after `step` steps. Collective over the world."""
+        meta = {"version": __version__, "progress": asdict(self.progress), "layout": self._layout()}
+        return self.store.save(
+            step, self._write, meta, is_writer=self.world.rank == 0, barrier=self._barrier
+        )
+
+    def _barrier(self) -> None:
+        if self.world.size > 1:
+            dist.barrier()
+
+    def _write(self, path: Path) -> None:
+        """This rank's part of a checkpoint, which also holds what is needed to use it elsewhere."""
+        save_training(path, self.model, self.optimizers, self.groups)
+        (path / f"rng_{self.world.rank}.json").write_text(json.dumps(rng.capture()))
+        if self.world.rank == 0:
+            save_config(self.tree, path / "config.yaml")
+            self.processor.tokenizer.save_pretrained(path / "tokenizer")
+
+    def close(self) -> None:
+        """Ends the background reading."""
+        self.loader.close()
+
+

@@ -1,0 +1,135 @@
+"""The training loop: load, forward and backward, step, log, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from loongforge.config.errors import UserError
+from loongforge.config.schema import Config
+from loongforge.data.batch import StepData
+from loongforge.kernels.backend import Backend
+from loongforge.parallel.session import World, sum_over_world
+from loongforge.training.counts import StepCounts, count_step
+from loongforge.training.optimizer import StepOutcome
+from loongforge.training.reporter import Reporter
+from loongforge.training.run_setup import Setup
+from loongforge.training.schedule import learning_rate
+from loongforge.training.signals import StopSignal
+
+
+class Trainer:
+    """Runs a recipe on this rank. A context manager, since it holds files and threads.
+
+    Args:
+        config: The validated recipe.
+        tree: The same as plain values, for the run's `config.yaml`.
+        world: This process among all.
+        backend: Its devices.
+        run_dir: Where the run lives.
+    """
+
+    def __init__(self, config: Config, tree: dict[str, Any], *, world: World, backend: Backend, run_dir: Path) -> None:
+        self.config = config
+        self.setup = Setup(config, tree, world=world, backend=backend, run_dir=run_dir)
+        self.reporter = Reporter(config, tree, self.setup, run_dir)
+        self.stop = StopSignal()
+        self.skipped_in_a_row = 0
+
+    def __enter__(self) -> Trainer:
+        self.stop.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop.__exit__(kind, error, trace)
+        self.reporter.close()
+        self.setup.close()
+
+    def run(self) -> int:
+        """Trains to the last step, or to a signal.
+
+        Returns:
+            Exit code: 0, or 130 where a signal ended the run after a checkpoint.
+        """
+        setup, steps = self.setup, self.config.trainer.steps
+        first = setup.progress.step
+        self.reporter.begin(first)
+        if setup.evaluator is not None and first < steps:
+            setup.evaluator.sanity_check()
+        self.reporter.start(first)
+        for step in range(first, steps):
+            stop = self._step(step)
+            done = step + 1
+            if self._due(self.config.trainer.eval_every, done):
+                self._evaluate(done)
+            if stop or self._due(self.config.checkpoint.every, done):
+                self.reporter.saved(setup.save(done))
+            if stop and done < steps:
+                self.reporter.stopped(done)
+                return 130
+        self.reporter.finish()
+        return 0
+
+    def _due(self, every: int, done: int) -> bool:
+        return done == self.config.trainer.steps or (every > 0 and done % every == 0)
+
+    def _step(self, step: int) -> bool:
+        """One optimizer step; returns whether all ranks stop after it, because one has received a signal."""
+        began = time.perf_counter()
+        data = self.setup.loader.load(step)
+        waited = time.perf_counter() - began
+        counts = count_step(data, self.setup.groups, signalled=self.stop.requested > 0, device=self.setup.runner.device)
+        if counts.bad:
+            self.reporter.quarantine(self._gather_bad(data))
+        rate = learning_rate(self.config.optimizer, step, self.config.trainer.steps)
+        loss, outcome = self._learn(data, counts, rate)
+        self._count_skipped(outcome, step)
+        elapsed = time.perf_counter() - began
+        self.reporter.step(
+            step + 1, counts=counts, loss=loss, rate=rate, outcome=outcome, seconds=elapsed, waited=waited, data=data
+        )
+        return counts.stop
+
+    def _learn(self, data: StepData, counts: StepCounts, rate: float) -> tuple[float, StepOutcome]:
+        """Gradients of the global batch, then an update of all weights or of none."""
+        setup = self.setup
+        batches = [setup.to_device(batch) for batch in data.micro_batches]
+        setup.optimizers.clear_gradients()
+        loss = setup.runner.train(batches, counts.loss_tokens)
+        setup.optimizers.reduce_gradients()
+        if setup.groups.place.tp != 0:  # the ranks of a tensor-parallel group have the same loss
+            loss = torch.zeros_like(loss)
+        mean = sum_over_world(loss).item()
+        return mean, setup.optimizers.step(rate, usable=math.isfinite(mean))
+
+    def _count_skipped(self, outcome: StepOutcome, step: int) -> None:
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
+        self.setup.progress.advance(step + 1, skipped=outcome.skipped)
+        if self.skipped_in_a_row > self.config.trainer.max_skipped:
+            raise UserError(
+                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, more than "
+                f"trainer.max_skipped={self.config.trainer.max_skipped}; the weights are those before step "
+                f"{step + 2 - self.skipped_in_a_row}. A lower optimizer.lr or a longer optimizer.warmup_steps often helps"
+            )
+
+    def _gather_bad(self, data: StepData) -> list[Any]:
+        """Bad samples of all data-parallel ranks, on every rank. Collective over the world."""
+        place = self.setup.groups.place
+        mine = data.bad if place.tp == 0 and place.pp == 0 else []
+        if dist.get_world_size() == 1:
+            return mine
+        everyone: list[list[Any] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        return [bad for part in everyone if part for bad in part]
+
+    def _evaluate(self, done: int) -> None:
+        if self.setup.evaluator is not None:
+            self.reporter.evaluation(done, self.setup.evaluator.evaluate())
