@@ -14,6 +14,7 @@ import importlib.machinery
 import logging
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -219,5 +220,7 @@ def install() -> bool:
     if not any(isinstance(finder, _Rebinder) for finder in sys.meta_path):
         assert PACKAGE not in sys.modules, "the CPU backend must be activated before megatron.core is imported"
         sys.meta_path.insert(0, _Rebinder())
+        # TransformerEngine and apex are not to be had here; megatron-core says so several times at import.
+        warnings.filterwarnings("ignore", module=r"megatron\.core")
         _patch_methods()
     return True

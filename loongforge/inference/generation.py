@@ -17,8 +17,8 @@ class Prompt:
 
     ids: list[int]
     """Token ids, image tokens expanded."""
-    images: Sequence[np.ndarray]
-    """float32 `[3, H, W]` each, in order of appearance."""
+    images: np.ndarray
+    """float32 `[N, 3, H, W]`, in order of appearance; N may be 0."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Inputs:
 
 
 def greedy(
-    runner: Runner, prompts: Sequence[Prompt], *, eos_id: int, max_new_tokens: int, max_length: int, image_size: int
+    runner: Runner, prompts: Sequence[Prompt], *, eos_id: int, max_new_tokens: int, max_length: int
 ) -> list[list[int]]:
     """Continues each prompt with the most likely tokens.
 
@@ -41,14 +41,12 @@ def greedy(
         eos_id: Ends an answer; not part of it.
         max_new_tokens: Longest answer.
         max_length: Longest sequence, prompt included.
-        image_size: Height and width of the images.
 
     Returns:
         New tokens of each prompt.
     """
     rows = [list(prompt.ids) for prompt in prompts]
-    images = [image for prompt in prompts for image in prompt.images]
-    pixels = np.stack(images) if images else np.zeros((0, 3, image_size, image_size), np.float32)
+    pixels = np.concatenate([prompt.images for prompt in prompts])
     open_rows = set(range(len(rows)))
     for _ in range(max_new_tokens):
         open_rows -= {i for i in open_rows if len(rows[i]) >= max_length}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from loongforge.config.schema import Config
-from loongforge.data.eval_loader import EvalLoader
+from loongforge.data.eval_loader import EvalLoader, Example
 from loongforge.data.processing import SampleProcessor
 from loongforge.inference.generation import Prompt, greedy
 from loongforge.inference.scoring import Summary, score_batches, summarize
@@ -74,7 +74,7 @@ class Evaluator:
         summary = summarize(self.runner, score_batches(self.runner, self.full))
         return Evaluation(summary, self.generate(self.examples, self.trainer.max_new_tokens))
 
-    def generate(self, examples: list, max_new_tokens: int) -> list[Answer]:
+    def generate(self, examples: list[Example], max_new_tokens: int) -> list[Answer]:
         """Answers to some held-out questions, on the ranks of the first data-parallel replica."""
         if not examples:
             return []
@@ -85,7 +85,6 @@ class Evaluator:
             eos_id=self.processor.eos_id,
             max_new_tokens=max_new_tokens,
             max_length=self.processor.max_length,
-            image_size=self.processor.image_size,
         )
         texts = [self.processor.decode(ids, skip_special_tokens=True).strip() for ids in new]
         return [Answer(e.question, text, e.reference) for e, text in zip(examples, texts, strict=True)]
