@@ -58,8 +58,14 @@ def _parse_one(parser: OverridesParser, text: str) -> Override:
         key, equals, value = text.partition("=")
         # A brace pattern of shards is not in hydra's grammar, and quoting it twice is what nobody expects.
         if equals and key.lstrip("+") in ("data.train", "data.eval") and _SHARD_BRACES.fullmatch(value):
-            return parser.parse_override(f"{key}='{value}'")
+            return parser.parse_override(f"{key}={quoted(value)}")
         raise
+
+
+def quoted(text: str) -> str:
+    """A value as hydra's grammar wants text with special characters."""
+    escaped = text.replace("\\'", "\\\\'").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def value_text(override: Override) -> str:
@@ -96,7 +102,7 @@ def _set_recipe(result: SortedOverrides, override: Override) -> None:
         raise UserError("override '~recipe' leaves nothing to run")
     if result.recipe is not None:
         raise UserError(f"two recipes: {result.recipe} and {value_text(override)}; give one")
-    result.recipe = value_text(override).strip("'\"")
+    result.recipe = str(override.value())
 
 
 def _instead(key: str) -> str:

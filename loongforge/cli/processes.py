@@ -1,0 +1,89 @@
+"""From a checked recipe to running processes: this one, many of our own, or those of torchrun or Slurm."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from loongforge.config.errors import UserError
+from loongforge.config.schema import Config
+from loongforge.parallel.layout import Layout
+from loongforge.training.world import World, join_given_world
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who runs the job."""
+
+    size: int
+    given: World | None
+    """The world of torchrun or Slurm that this process belongs to."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process decides for all (folders, times)."""
+        return self.given is None or self.given.rank == 0
+
+
+def find_processes(config: Config) -> Processes:
+    """The given world, or as many processes as the recipe or the backend wants.
+
+    Raises:
+        UserError: the backend has no device here, or the given world is broken.
+    """
+    from loongforge.kernels.backend import select
+
+    world = join_given_world()
+    if world is not None:
+        return Processes(world.size, world)
+    return Processes(config.launcher.nproc or select(config.backend).device_count(), None)
+
+
+def check_fit(config: Config, size: int) -> Layout:
+    """Layout and model on so many ranks; lowers the micro-batch to what one rank gets of the global batch.
+
+    Raises:
+        UserError: everything that does not fit.
+    """
+    from loongforge.model.checks import check_model
+
+    layout = Layout.from_model(config.model, size)
+    share = config.trainer.global_batch_size // layout.dp
+    config.trainer.micro_batch_size = max(1, min(config.trainer.micro_batch_size, share))
+    check_model(config, layout)
+    return layout
+
+
+def run_processes(entry: str, config: Config, processes: Processes, log_dir: Path, **arguments: object) -> int:
+    """Calls `entry(config, tree, **arguments)` in every process and returns the exit code."""
+    from loongforge.config.saved import to_tree
+    from loongforge.training.job import Job
+    from loongforge.training.launcher import default_threads, launch
+    from loongforge.training.rank_log import tee_output
+
+    job = Job(entry, to_tree(config), dict(arguments))
+    if processes.given is None and processes.size > 1:
+        return launch(job, processes.size, log_dir, threads=config.trainer.threads)
+    # Read when torch is first imported, which is later.
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.trainer.threads or default_threads(1)))
+    with tee_output(log_dir / "rank_0.log") if processes.given is None else nullcontext():
+        return job.run()
+
+
+def writable(folder: Path, key: str) -> Path:
+    """Makes a folder and proves that it can be written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{key}={folder} cannot be written: {reason}; choose another with {key}=DIR") from error
+    return folder
