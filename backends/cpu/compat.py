@@ -21,12 +21,28 @@ from typing import Any
 import torch
 
 PACKAGE = "megatron.core"
-_FACTORIES = (
-    "tensor as_tensor zeros ones empty full arange eye linspace rand randn randint randperm "
-    "empty_like zeros_like ones_like full_like empty_strided"
-).split()
-_NO_OPS = "set_device synchronize empty_cache ipc_collect set_stream reset_peak_memory_stats".split()
-_ZEROS = "memory_allocated max_memory_allocated memory_reserved max_memory_reserved".split()
+_FACTORIES = [
+    "tensor",
+    "as_tensor",
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "arange",
+    "eye",
+    "linspace",
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_strided",
+]
+_NO_OPS = ["set_device", "synchronize", "empty_cache", "ipc_collect", "set_stream", "reset_peak_memory_stats"]
+_ZEROS = ["memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"]
 
 
 class _Null:

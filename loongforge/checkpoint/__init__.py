@@ -1,0 +1,1 @@
+"""Life cycle of a checkpoint, sharded state, Hugging Face folders."""

@@ -22,7 +22,7 @@ def _state(text: str) -> torch.Tensor:
 def capture() -> dict[str, Any]:
     """States of python, numpy, torch and megatron-core's tracker."""
     version, keys, gauss = random.getstate()
-    name, table, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 other libraries draw from it
+    name, table, position, has_gauss, cached = np.random.get_state()
     return {
         "python": [version, list(keys), gauss],
         "numpy": [name, table.tolist(), position, has_gauss, cached],  # type: ignore[union-attr]
@@ -35,6 +35,6 @@ def restore(states: dict[str, Any]) -> None:
     """Puts back what `capture` returned."""
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
+    np.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(_state(states["torch"]))
     get_cuda_rng_tracker().set_states({name: _state(text) for name, text in states["tracker"].items()})

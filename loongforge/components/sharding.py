@@ -96,7 +96,9 @@ def join_shards(shards: list[torch.Tensor], param: torch.Tensor, *, gated: bool 
 
 @torch.no_grad()
 def fill_parameters(
-    module: torch.nn.Module, full_tensor: Callable[[str, tuple[int, ...]], torch.Tensor], group: torch.distributed.ProcessGroup
+    module: torch.nn.Module,
+    full_tensor: Callable[[str, tuple[int, ...]], torch.Tensor],
+    group: torch.distributed.ProcessGroup,
 ) -> None:
     """Sets every parameter of this rank's shard to its slice of `full_tensor(global name, full shape)`."""
     rank, tp = group.rank(), group.size()

@@ -1,0 +1,1 @@
+"""Scoring and generation with a trained model."""

@@ -54,7 +54,10 @@ def greedy(
             break
         best = _next_tokens(runner, rows, torch.from_numpy(pixels), pad_id=eos_id)
         for i in sorted(open_rows):
-            if best[i] in (eos_id, runner.model.image_token):  # an image token would stand for an image that is not there
+            if best[i] in (
+                eos_id,
+                runner.model.image_token,
+            ):  # an image token would stand for an image that is not there
                 open_rows.remove(i)
             else:
                 rows[i].append(best[i])

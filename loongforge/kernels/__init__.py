@@ -1,0 +1,1 @@
+"""Operations with reference implementations, and what a backend offers."""

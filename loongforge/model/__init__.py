@@ -1,0 +1,1 @@
+"""Assembly: encode, project, merge, LLM, loss."""

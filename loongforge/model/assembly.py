@@ -51,9 +51,7 @@ def _build_component(config: Config, name: str, groups: Groups) -> torch.nn.Modu
         assert isinstance(component, VisionConfig | LLMConfig)
         module = component.build(context)
     mark_tensor_parallel(module)
-    draw_parameters(
-        module, component=name, seed=config.trainer.seed, std=component.init_std, group=context.groups.tp
-    )
+    draw_parameters(module, component=name, seed=config.trainer.seed, std=component.init_std, group=context.groups.tp)
     return module.requires_grad_(not component.freeze)
 
 

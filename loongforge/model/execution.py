@@ -71,9 +71,7 @@ class Runner:
         return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64, device=self.device)
 
     @torch.no_grad()
-    def forward(
-        self, micro_batches: Sequence[Inputs], consume: Callable[[torch.Tensor, Any], Result]
-    ) -> list[Result]:
+    def forward(self, micro_batches: Sequence[Inputs], consume: Callable[[torch.Tensor, Any], Result]) -> list[Result]:
         """Forward passes only.
 
         Args:

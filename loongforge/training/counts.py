@@ -56,7 +56,15 @@ def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch
     totals = sum_over_world(sums.to(device)).tolist()
     labels, tokens, padded, samples, images, bad, signalled = totals[:7]
     return StepCounts(
-        labels, tokens, padded, samples, images, bad, signalled > 0, _imbalance(totals[7 : 7 + dp]), _imbalance(totals[7 + dp :])
+        labels,
+        tokens,
+        padded,
+        samples,
+        images,
+        bad,
+        signalled > 0,
+        _imbalance(totals[7 : 7 + dp]),
+        _imbalance(totals[7 + dp :]),
     )
 
 

@@ -134,7 +134,9 @@ class Optimizers:
 
     def _norms(self) -> dict[str, float]:
         """Norm of every component, also of those that live on other ranks."""
-        local = [float(self.parts[name].optimizer.get_grad_norm()) if name in self.parts else 0.0 for name in self.names]
+        local = [
+            float(self.parts[name].optimizer.get_grad_norm()) if name in self.parts else 0.0 for name in self.names
+        ]
         norms = torch.tensor([math.inf if math.isnan(norm) else norm for norm in local], dtype=torch.float64)
         if dist.get_world_size() > 1:
             dist.all_reduce(norms, op=dist.ReduceOp.MAX)

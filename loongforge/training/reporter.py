@@ -51,7 +51,9 @@ class Reporter:
     def _open(self, tree: dict[str, Any]) -> None:
         config, step = self.config, self.setup.progress.step
         save_config(tree, self.run_dir / "config.yaml")
-        self.console = Console(mode=config.logging.console, total_steps=config.trainer.steps, every=config.logging.every)
+        self.console = Console(
+            mode=config.logging.console, total_steps=config.trainer.steps, every=config.logging.every
+        )
         self.metrics = MetricsWriter(
             self.run_dir,
             resume_step=step,
@@ -73,7 +75,9 @@ class Reporter:
         loader = self.setup.loader
         if step < self.config.trainer.steps:
             shown = preview(loader.fetcher.fetch(*loader.order.at(0)), self.setup.processor)
-            pieces = [(f"{p.text} x{len(p.ids)}" if p.is_image else p.text, p.learned, p.is_image) for p in shown.pieces]
+            pieces = [
+                (f"{p.text} x{len(p.ids)}" if p.is_image else p.text, p.learned, p.is_image) for p in shown.pieces
+            ]
             self.console.sample(pieces, sample_id=shown.id)
 
     def _model_rows(self) -> list[dict[str, Any]]:
@@ -199,7 +203,9 @@ class Reporter:
     def stopped(self, step: int) -> None:
         """A signal ended the run."""
         if self.main:
-            self.console.warning(f"stopped by a signal after step {step}; the same command with run.dir={self.run_dir} goes on")
+            self.console.warning(
+                f"stopped by a signal after step {step}; the same command with run.dir={self.run_dir} goes on"
+            )
 
     def finish(self) -> None:
         """The report at the end."""

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from loongforge import __version__
@@ -17,8 +16,8 @@ from loongforge.components.llm.base import LLMConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.saved import save_config
 from loongforge.config.schema import Config
-from loongforge.data.batch import Batch
 from loongforge.data import builtin
+from loongforge.data.batch import Batch
 from loongforge.data.loader import TrainLoader
 from loongforge.data.processing import build_processor
 from loongforge.kernels.backend import Backend
@@ -122,7 +121,9 @@ class Setup:
         if checkpoint.meta["layout"] == self._layout():
             rng.restore(json.loads((checkpoint.path / f"rng_{self.world.rank}.json").read_text()))
         else:
-            self.notes.append("the layout has changed: random states start anew (the order of the data does not depend on them)")
+            self.notes.append(
+                "the layout has changed: random states start anew (the order of the data does not depend on them)"
+            )
 
     def _layout(self) -> dict[str, Any]:
         return asdict(self.groups.layout)
@@ -130,9 +131,7 @@ class Setup:
     def save(self, step: int) -> Path:
         """Writes a checkpoint after `step` steps. Collective over the world."""
         meta = {"version": __version__, "progress": asdict(self.progress), "layout": self._layout()}
-        return self.store.save(
-            step, self._write, meta, is_writer=self.world.rank == 0, barrier=self._barrier
-        )
+        return self.store.save(step, self._write, meta, is_writer=self.world.rank == 0, barrier=self._barrier)
 
     def _barrier(self) -> None:
         if self.world.size > 1:
@@ -149,5 +148,3 @@ class Setup:
     def close(self) -> None:
         """Ends the background reading."""
         self.loader.close()
-
-

@@ -11,8 +11,8 @@ from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
 from loongforge.model.assembly import component_configs
 from loongforge.model.vlm import VisionLanguageModel
+from loongforge.model.weights import load_weights
 from loongforge.parallel.groups import Groups
-from loongforge.training.state import load_weights
 
 
 def check_init_from(config: Config) -> None:

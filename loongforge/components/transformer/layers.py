@@ -98,9 +98,7 @@ def _layer_spec(context: BuildContext, mask: AttnMaskType, qk_norm: bool) -> Mod
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
-            self_attention=ModuleSpec(
-                module=TorchSelfAttention, params={"attn_mask_type": mask}, submodules=attention
-            ),
+            self_attention=ModuleSpec(module=TorchSelfAttention, params={"attn_mask_type": mask}, submodules=attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
             mlp=FeedForward.over(context.groups.tp),

@@ -16,8 +16,8 @@ from megatron.core.transformer.enums import ModelType
 from loongforge.components.context import BuildContext
 from loongforge.components.llm.llama import rope
 from loongforge.components.llm.llama.config import LlamaConfig
-from loongforge.components.transformer.linear import ColumnLinear
 from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
+from loongforge.components.transformer.linear import ColumnLinear
 
 
 class LlamaModel(LanguageModule):
@@ -109,7 +109,9 @@ class LlamaModel(LanguageModule):
             `[T, vocabulary / tp]`: this rank's part of the vocabulary.
         """
         if self.config.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=self.tp_group)
+            hidden = gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=self.tp_group
+            )
         chosen = hidden.flatten(0, 1).index_select(0, rows)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)

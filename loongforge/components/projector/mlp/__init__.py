@@ -1,0 +1,1 @@
+"""Linear and two-layer MLP projectors."""

@@ -1,0 +1,76 @@
+"""A trained model, loaded from a run or a checkpoint, ready to answer or to be evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loongforge.checkpoint.lifecycle import Checkpoint, resolve
+from loongforge.components.llm.base import LLMConfig
+from loongforge.components.vision.base import VisionConfig
+from loongforge.config.saved import load_config
+from loongforge.config.schema import Config
+from loongforge.data.processing import SampleProcessor, build_processor
+from loongforge.data.tokenizer import load_tokenizer
+from loongforge.kernels.backend import select
+from loongforge.model.assembly import build_model
+from loongforge.model.checks import check_model
+from loongforge.model.execution import Runner
+from loongforge.model.weights import load_weights
+from loongforge.parallel.groups import make_groups
+from loongforge.parallel.layout import Layout
+from loongforge.parallel.session import joined_world
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model on this rank."""
+
+    config: Config
+    runner: Runner
+    processor: SampleProcessor
+    checkpoint: Checkpoint
+    rank: int
+
+
+def checkpoint_tree(path: str) -> dict[str, Any]:
+    """The recipe that a run or checkpoint was trained with, as a plain tree; no torch needed.
+
+    Raises:
+        UserError: there is no whole checkpoint.
+    """
+    return load_config(resolve(Path(path)).path / "config.yaml")
+
+
+@contextlib.contextmanager
+def loaded_model(config: Config, path: str) -> Iterator[LoadedModel]:
+    """Loads a checkpoint under the layout of `config`, which may differ from the one it was written under.
+
+    Args:
+        config: From `checkpoint_tree`, with the user's overrides.
+        path: A run or a checkpoint.
+    """
+    checkpoint = resolve(Path(path))
+    backend = select(config.backend)
+    backend.set_threads(config.trainer.threads or int(os.environ.get("OMP_NUM_THREADS", "2")))
+    with joined_world(backend) as world:
+        layout = Layout.from_model(config.model, world.size)
+        check_model(config, layout)
+        groups = make_groups(layout, backend.dist_backend, seed=config.trainer.seed)
+        processor = _processor(config, checkpoint)
+        image_token = processor.image_token_id if config.model.vision is not None else None
+        model = build_model(config, groups, image_token=image_token)
+        load_weights(checkpoint.path, model, groups)
+        yield LoadedModel(config, Runner(model, groups), processor, checkpoint, world.rank)
+
+
+def _processor(config: Config, checkpoint: Checkpoint) -> SampleProcessor:
+    """The tokenizer is the checkpoint's own, so that one copied elsewhere still works."""
+    vision, llm = config.model.vision, config.model.llm
+    assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
+    tokenizer = load_tokenizer(checkpoint.path / "tokenizer")
+    return build_processor(config.data, vision, llm, tokenizer)

@@ -1,0 +1,61 @@
+"""Sharded weights of the composed model, for megatron-core's distributed checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+
+from loongforge.checkpoint.sharded import read_state
+from loongforge.model.vlm import VisionLanguageModel
+from loongforge.parallel.groups import Groups
+
+# Optimizer shards that any number of ranks can read again.
+_FORMAT = dict(
+    distrib_optim_sharding_type="fully_reshardable",
+    distrib_optim_fully_reshardable_mem_efficient=False,
+    chained_optim_avoid_prefix=True,
+)
+
+
+def sharding_metadata(groups: Groups, name: str) -> dict[str, Any]:
+    """How a component's shards are described to megatron-core."""
+    collection = groups.of(name)
+    assert collection is not None
+    return {**_FORMAT, "dp_cp_group": collection.dp_cp}
+
+
+def model_state(model: VisionLanguageModel, groups: Groups, names: list[str] | None = None) -> dict[str, Any]:
+    """Sharded weights of this rank by component: `vision.decoder...`, `llm.embedding...`.
+
+    Args:
+        model: This rank's parts.
+        groups: Of all components.
+        names: Components to take; None: all that this rank holds.
+    """
+    state = {}
+    for name, module in model.components().items():
+        if names is None or name in names:
+            state[name] = module.sharded_state_dict(metadata=sharding_metadata(groups, name))
+            add_prefix_for_sharding(state[name], f"{name}.")
+    return state
+
+
+def set_weights(model: VisionLanguageModel, state: dict[str, Any]) -> None:
+    """Takes over what `read_state` returned for the components that it holds."""
+    for name, module in model.components().items():
+        if name in state:
+            module.load_state_dict(state[name])
+
+
+def load_weights(path: Path, model: VisionLanguageModel, groups: Groups, names: list[str] | None = None) -> None:
+    """Reads weights only, written under any layout. Collective over the world.
+
+    Args:
+        path: A checkpoint.
+        model: This rank's parts.
+        groups: Of all components.
+        names: Components to read; None: all.
+    """
+    set_weights(model, read_state({"model": model_state(model, groups, names)}, path)["model"])
