@@ -117,7 +117,7 @@ class Trainer:
             raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, more than "
                 f"trainer.max_skipped={self.config.trainer.max_skipped}; the weights are those before step "
-                f"{step + 2 - self.skipped_in_a_row}. A lower optimizer.lr or a longer optimizer.warmup_steps often helps"
+                f"{step + 2 - self.skipped_in_a_row}. A lower optimizer.lr often helps"
             )
 
     def _gather_bad(self, data: StepData) -> list[Any]:

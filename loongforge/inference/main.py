@@ -62,9 +62,8 @@ def evaluate(config: Config, tree: dict[str, Any], *, checkpoint: str, data: str
                 )
             )
     elif loaded.rank == 0:
-        print(
-            f"checkpoint   {loaded.checkpoint.path}\nsamples      {summary.samples}\nlabel tokens {summary.label_tokens}"
-        )
+        print(f"checkpoint   {loaded.checkpoint.path}")
+        print(f"samples      {summary.samples}\nlabel tokens {summary.label_tokens}")
         print(f"loss         {summary.loss:.6f}\nexact match  {summary.exact_match:.4f}")
     return 0
 
@@ -76,7 +75,7 @@ def generate(
     checkpoint: str,
     images: Sequence[str],
     prompt: str,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     as_json: bool,
 ) -> int:
     """Answers a prompt about images and prints the answer.
@@ -87,7 +86,7 @@ def generate(
         checkpoint: A run or a checkpoint.
         images: Image files, in the order of their placeholders; placeholders that the prompt lacks are put before it.
         prompt: What the user says.
-        max_new_tokens: Longest answer.
+        max_new_tokens: Longest answer; None: the recipe's.
         as_json: Print an object with prompt, answer and token ids.
 
     Returns:
@@ -100,7 +99,7 @@ def generate(
             loaded.runner,
             [question],
             eos_id=loaded.processor.eos_id,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens or config.trainer.max_new_tokens,
             max_length=loaded.processor.max_length,
         )
         text = loaded.processor.decode(answers[0], skip_special_tokens=True).strip()

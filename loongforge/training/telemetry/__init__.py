@@ -1,0 +1,1 @@
+"""Where progress goes: console, metrics.jsonl, TensorBoard, W&B, log files."""
