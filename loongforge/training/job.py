@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loongforge.components.registry import typed_config
+from loongforge.kernels.backend import select
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Job:
         """Does it in this process, and returns the exit code."""
         module, _, name = self.entry.partition(":")
         config = typed_config(self.tree)
+        select(config.backend).activate()  # before the entry's module imports megatron-core
         function: Callable[..., int] = getattr(importlib.import_module(module), name)
         return function(config, self.tree, **self.arguments)
 
