@@ -51,7 +51,7 @@ ensure_venv() {
   target="$REPO${extra:+[$extra]}"
   echo "Installing loongforge and what it needs into $VENV (a few minutes the first time; torch is the large part)"
   rm -f "$VENV/.loongforge-dev" "$VENV/.loongforge-base"
-  PIP_USER=0 "$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+  PIP_USER=0 "$VENV/bin/python" -m pip install -qq --no-input --disable-pip-version-check \
     -c "$REPO/constraints.txt" -e "$target" </dev/null ||
     stop "the installation failed (pip's message is above). Nothing is half-done: run the same command again."
   echo "$wanted" >"$VENV/.loongforge-${extra:-base}"

@@ -1,0 +1,30 @@
+"""What holds for all tests: no network, few threads, and pools of ranks for multi-process tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+# Before any import of torch or transformers, here and in every process that a test starts.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from tests.support.ranks import RankPool
+
+
+@pytest.fixture(scope="module")
+def rank_pool() -> Iterator[Callable[[int], RankPool]]:
+    """`rank_pool(4).run(function, *args)`: the processes are shared by the tests of a file."""
+    pools: dict[int, RankPool] = {}
+    with ExitStack() as stack:
+
+        def pool(nproc: int) -> RankPool:
+            if nproc not in pools:
+                pools[nproc] = stack.enter_context(RankPool(nproc))
+            return pools[nproc]
+
+        yield pool
