@@ -14,10 +14,12 @@ _EXAMPLES = """
 
 def run(argv: Sequence[str]) -> int:
     """Scores; returns the exit code."""
-    from loongforge.cli.checkpoints import add_checkpoint_options, run_on_checkpoint
+    from loongforge.cli.checkpoints import add_checkpoint_options, checkpoint_config, run_on_checkpoint
 
     parser = Parser("eval", "Scores a trained model: loss and exact match on held-out data.", _EXAMPLES)
     add_checkpoint_options(parser)
     parser.add_argument("--data", metavar="FILE", help="JSONL or shards; default: the recipe's data.eval")
     args = parser.parse(argv)
-    return run_on_checkpoint("loongforge.inference.main:evaluate", args, data=args.data, as_json=args.json)
+    entry = "loongforge.inference.commands:evaluate"
+    config = checkpoint_config(args)
+    return run_on_checkpoint(entry, config, checkpoint=args.checkpoint, data=args.data, as_json=args.json)

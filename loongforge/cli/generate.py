@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from loongforge.cli.parser import Parser
-from loongforge.config.errors import UserError
 
 _EXAMPLES = """
   loongforge generate --checkpoint runs/llava_sft/TIME --image digits.png --prompt "What is the sum of the digits?"
@@ -16,7 +14,7 @@ _EXAMPLES = """
 
 def run(argv: Sequence[str]) -> int:
     """Generates an answer; returns the exit code."""
-    from loongforge.cli.checkpoints import add_checkpoint_options, run_on_checkpoint
+    from loongforge.cli.checkpoints import add_checkpoint_options, checkpoint_config, run_on_checkpoint
 
     parser = Parser("generate", "Asks a trained model about images, or lets it continue a text.", _EXAMPLES)
     add_checkpoint_options(parser)
@@ -24,16 +22,15 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="repeatable")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: the recipe's trainer.max_new_tokens")
     args = parser.parse(argv)
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
-    for image in args.image:
-        if not Path(image).is_file():
-            raise UserError(f"--image {image}: no such file")
+    if args.max_new_tokens is not None:
+        args.overrides.append(f"trainer.max_new_tokens={args.max_new_tokens}")
+    config = checkpoint_config(args)
     return run_on_checkpoint(
-        "loongforge.inference.main:generate",
-        args,
+        "loongforge.inference.commands:generate",
+        config,
+        checkpoint=args.checkpoint,
+        images=args.image,
         prompt=args.prompt,
-        images=[str(Path(image).absolute()) for image in args.image],
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=config.trainer.max_new_tokens,
         as_json=args.json,
     )

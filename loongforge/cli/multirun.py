@@ -47,8 +47,10 @@ def expand(overrides: list[str]) -> list[list[str]]:
 
     from loongforge.config.overrides import parse
 
-    jobs = BasicSweeper.split_arguments(parse(overrides), max_batch_size=None)[0]
-    return [list(job) for job in jobs]
+    parsed = parse(overrides)
+    deleted = [override.input_line or "" for override in parsed if override.is_delete()]  # hydra would add a `=`
+    kept = [override for override in parsed if not override.is_delete()]
+    return [[*job, *deleted] for job in BasicSweeper.split_arguments(kept, max_batch_size=None)[0]]
 
 
 def _run_jobs(jobs: list[list[str]], base: Path, options: list[str]) -> int:

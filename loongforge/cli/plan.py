@@ -19,6 +19,7 @@ def run(argv: Sequence[str]) -> int:
     """Checks a recipe and prints its size; returns the exit code."""
     from loongforge.cli import recipe_args
     from loongforge.cli.processes import check_fit, find_processes
+    from loongforge.model.checks import micro_batch_size
 
     parser = Parser("plan", "Checks a recipe without running it: shapes, layout, parameters, FLOPs.", _EXAMPLES)
     recipe_args.add_overrides(parser)
@@ -31,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
         "recipe": config.name,
         "processes": layout.world_size,
         "layout": {"tp": layout.tp, "dp": layout.dp, "pp": layout.pp},
-        "micro_batch_size": config.trainer.micro_batch_size,
+        "micro_batch_size": micro_batch_size(config, layout),
         "components": sizes,
         "params": sum(size["params"] for size in sizes.values()),
         "trainable_params": sum(size["trainable_params"] for size in sizes.values()),

@@ -42,7 +42,7 @@ def find_processes(config: Config) -> Processes:
 
 
 def check_fit(config: Config, size: int) -> Layout:
-    """Layout and model on so many ranks; lowers the micro-batch to what one rank gets of the global batch.
+    """The layout on so many ranks, after checking that model and batch fit it.
 
     Raises:
         UserError: everything that does not fit.
@@ -50,8 +50,6 @@ def check_fit(config: Config, size: int) -> Layout:
     from loongforge.model.checks import check_model
 
     layout = Layout.from_model(config.model, size)
-    share = config.trainer.global_batch_size // layout.dp
-    config.trainer.micro_batch_size = max(1, min(config.trainer.micro_batch_size, share))
     check_model(config, layout)
     return layout
 

@@ -1,4 +1,4 @@
-"""Values of the right type that still cannot be meant: ranges of single keys, and keys that must fit together."""
+"""Values of the right type that still cannot be meant, key by key."""
 
 from __future__ import annotations
 

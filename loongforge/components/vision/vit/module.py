@@ -26,6 +26,7 @@ class PatchEmbedding(torch.nn.Module):
         """`[N, 3, H, W]` -> `[N, P, hidden_size]`, patches row by row."""
         num, channels, height, width = images.shape
         p = self.patch_size
+        images = images[:, :, : height // p * p, : width // p * p]  # as a convolution does
         patches = images.reshape(num, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
         return F.linear(patches.reshape(num, -1, channels * p * p), self.weight, self.bias)
 
