@@ -10,7 +10,6 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from loongforge.config.schema import ComponentConfig, Config, OptimizerConfig
 from loongforge.model.assembly import DTYPES, component_configs
@@ -143,7 +142,8 @@ class Optimizers:
         return dict(zip(self.names, norms.tolist(), strict=True))
 
     def _clip(self, optimizer: MegatronOptimizer, total: float) -> None:
+        """Scales the gradients that the optimizer is about to use, as `torch.nn.utils.clip_grad_norm_` does."""
         limit = self.config.clip_grad
         if 0 < limit < total:
-            for single in getattr(optimizer, "chained_optimizers", [optimizer]):
-                clip_grad_by_total_norm_fp32(single.get_parameters(), max_norm=limit, total_norm=total)
+            grads = [param.grad for param in optimizer.get_parameters() if param.grad is not None]
+            torch._foreach_mul_(grads, limit / (total + 1e-6))
