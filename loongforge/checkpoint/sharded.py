@@ -6,6 +6,9 @@ through torch's own writer; megatron-core reads them under any layout.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,14 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import torch as strategies
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch announces the end of the ShardedTensor that megatron-core uses, several times a call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 class _InProcessStrategy(strategies.TorchDistSaveShardedStrategy):
@@ -35,7 +46,8 @@ def write_state(state: dict[str, Any], path: Path) -> None:
         path: An existing, empty folder.
     """
     strategy = _InProcessStrategy("torch_dist", 1)
-    dist_checkpointing.save(state, str(path), strategy, validate_access_integrity=dist.get_world_size() > 1)
+    with _quiet():
+        dist_checkpointing.save(state, str(path), strategy, validate_access_integrity=dist.get_world_size() > 1)
 
 
 def read_state(template: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -45,4 +57,5 @@ def read_state(template: dict[str, Any], path: Path) -> dict[str, Any]:
         template: As given to `write_state`, of the layout that reads; values are overwritten.
         path: A folder that `write_state` wrote under any layout.
     """
-    return dist_checkpointing.load(template, str(path), validate_access_integrity=False)
+    with _quiet():
+        return dist_checkpointing.load(template, str(path), validate_access_integrity=False)

@@ -32,6 +32,8 @@ class ViTConfig(VisionConfig):
     """Epsilon of every LayerNorm."""
     feature_layer: int = -1
     """Which hidden state the features are, as in transformers: -2 is the input of the last layer, -1 its output."""
+    drop_remainder: bool = False
+    """Leave out pixels at the right and bottom that fill no whole patch (SigLIP-so400m: 384 = 27 x 14 + 6)."""
 
     @property
     def has_class_token(self) -> bool:
@@ -61,10 +63,11 @@ class ViTConfig(VisionConfig):
     def problems(self, tp: int) -> list[str]:
         """Sizes that do not fit one another or the tensor-parallel size."""
         found = []
-        if self.image_size % self.patch_size:
+        if self.image_size % self.patch_size and not self.drop_remainder:
             found.append(
                 f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}; "
-                f"nearest: {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
+                f"nearest: {self.image_size // self.patch_size * self.patch_size or self.patch_size}, "
+                "or drop_remainder=true as in SigLIP-so400m"
             )
         if self.hidden_size % self.num_heads:
             found.append(f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}")
@@ -131,7 +134,7 @@ class ClipViTConfig(ViTConfig):
 
 @dataclass(kw_only=True)
 class SiglipViTConfig(ViTConfig):
-    """The vision tower of SigLIP (transformers `SiglipVisionModel`): no class token, patch bias; a norm follows layer -1."""
+    """The vision tower of SigLIP (transformers `SiglipVisionModel`): no class token, a patch bias, a norm at the end."""
 
     activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6
