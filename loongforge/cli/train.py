@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from loongforge.cli.parser import Parser
+from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
 
 _EXAMPLES = """
@@ -44,10 +46,22 @@ def train(config: Config) -> int:
 
     processes = find_processes(config)
     check_fit(config, processes.size)
+    is_new = config.run.dir is None
     if processes.is_first:
         config.run.dir = str(_run_dir(config))
     log_dir = Path(config.run.dir or ".") / "logs"
-    return run_processes("loongforge.training.main:run", config, processes, log_dir)
+    try:
+        return run_processes("loongforge.training.main:run", config, processes, log_dir)
+    except UserError:
+        if processes.is_first and is_new:
+            _remove_unused(log_dir.parent)
+        raise
+
+
+def _remove_unused(run_dir: Path) -> None:
+    """A folder of our own naming that a mistake has left without anything but logs."""
+    if all(entry.name == "logs" for entry in run_dir.iterdir()):
+        shutil.rmtree(run_dir)
 
 
 def _run_dir(config: Config) -> Path:

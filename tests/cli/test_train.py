@@ -141,3 +141,17 @@ def test_writable_names_the_key(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"run\.dir=.*choose another with run\.dir=DIR"):
         processes.writable(tmp_path / "file" / "sub", "run.dir")
+
+
+def test_a_mistake_found_late_leaves_no_run_folder(started: _Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(entry: str, config: Any, found: Any, log_dir: Path) -> int:
+        log_dir.mkdir()
+        (log_dir / "rank_0.log").touch()
+        raise UserError("data.train=gone: no such file")
+
+    monkeypatch.setattr(processes, "run_processes", fail)
+    assert main(["train", "+recipe=llava_sft"]) == 2
+    assert list(Path("runs/llava_sft").iterdir()) == []
+    Path("mine").mkdir()
+    assert main(["train", "+recipe=llava_sft", "run.dir=mine"]) == 2
+    assert Path("mine").is_dir()  # a folder that the user named stays
