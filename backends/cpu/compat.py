@@ -201,7 +201,7 @@ class _Rebinder(importlib.abc.MetaPathFinder):
         if getattr(module, "dist", None) is torch.distributed:
             module.dist = self.dist_proxy  # type: ignore[attr-defined]
         if hasattr(module, "maybe_move_tensor_to_cpu"):
-            module.maybe_move_tensor_to_cpu = _maybe_move_tensor_to_cpu
+            module.__dict__["maybe_move_tensor_to_cpu"] = _maybe_move_tensor_to_cpu
         name = module.__name__.removeprefix(PACKAGE + ".")
         if name == "tensor_parallel.random":
             module._set_cuda_rng_state = _set_cuda_rng_state  # type: ignore[attr-defined]

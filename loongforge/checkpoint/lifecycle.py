@@ -126,7 +126,7 @@ class CheckpointStore:
 
     def latest(self) -> Found:
         """The newest folder that is whole. LATEST is for people: it may lag behind after a kill."""
-        warnings = []
+        warnings: list[str] = []
         for path in self._folders():
             problem = find_problem(path)
             if problem is None:

@@ -22,10 +22,11 @@ def _state(text: str) -> torch.Tensor:
 def capture() -> dict[str, Any]:
     """States of python, numpy, torch and megatron-core's tracker."""
     version, keys, gauss = random.getstate()
-    name, table, position, has_gauss, cached = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    name, table, position, has_gauss, cached = numpy_state
     return {
         "python": [version, list(keys), gauss],
-        "numpy": [name, table.tolist(), position, has_gauss, cached],  # type: ignore[union-attr]
+        "numpy": [name, table.tolist(), position, has_gauss, cached],
         "torch": _text(torch.get_rng_state()),
         "tracker": {name: _text(state) for name, state in get_cuda_rng_tracker().get_states().items()},
     }

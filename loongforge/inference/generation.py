@@ -21,7 +21,7 @@ class Prompt:
     """float32 `[N, 3, H, W]`, in order of appearance; N may be 0."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Inputs:
     tokens: torch.Tensor
     labels: torch.Tensor

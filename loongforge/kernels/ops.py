@@ -121,7 +121,8 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-        _rotate(grad, *ctx.saved_tensors, out, -1)
+        cos, sin = ctx.saved_tensors
+        _rotate(grad, cos, sin, out, -1)
         return out, None, None
 
 

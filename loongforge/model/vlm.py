@@ -65,7 +65,7 @@ class VisionLanguageModel(MegatronModule):
         tensor = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
         self.llm.set_input_tensor(tensor)
 
-    def components(self) -> dict[str, torch.nn.Module]:
+    def components(self) -> dict[str, Any]:
         """The parts that this rank holds, by name."""
         parts = {"vision": self.vision, "projector": self.projector, "llm": self.llm}
         return {name: part for name, part in parts.items() if part is not None}

@@ -59,7 +59,8 @@ class MetricsWriter:
         path = run_dir / "metrics.jsonl"
         cut_after(path, resume_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed in close()
-        self._wants_board, self._board = tensorboard, None
+        self._wants_board = tensorboard
+        self._board: _Board | None = None
         self._wandb = _start_wandb(wandb, name, run_dir, config) if wandb else None
 
     def write(self, record: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loongforge.components.context import BuildContext
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
@@ -12,7 +13,7 @@ from loongforge.components.transformer.layers import transformer_config
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear
 
 
-def _layer_config(context: BuildContext, width: int):
+def _layer_config(context: BuildContext, width: int) -> TransformerConfig:
     # no attention here: a head per rank satisfies the checks of megatron-core
     return transformer_config(context, num_layers=1, hidden_size=width, num_attention_heads=context.tp, kv_channels=1)
 

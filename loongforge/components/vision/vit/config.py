@@ -134,7 +134,7 @@ class ClipViTConfig(ViTConfig):
 
 @dataclass(kw_only=True)
 class SiglipViTConfig(ViTConfig):
-    """The vision tower of SigLIP (transformers `SiglipVisionModel`): no class token, a patch bias, a norm at the end."""
+    """The vision tower of SigLIP (transformers `SiglipVisionModel`): no class token, a patch bias, a last norm."""
 
     activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6

@@ -19,8 +19,9 @@ class PatchEmbedding(torch.nn.Module):
         self.patch_size = config.patch_size
         width = 3 * config.patch_size**2
         self.weight = torch.nn.Parameter(torch.empty(config.hidden_size, width, dtype=dtype))
-        bias = None if config.has_class_token else torch.nn.Parameter(torch.empty(config.hidden_size, dtype=dtype))
-        self.register_parameter("bias", bias)
+        self.bias: torch.nn.Parameter | None = None
+        if not config.has_class_token:
+            self.bias = torch.nn.Parameter(torch.empty(config.hidden_size, dtype=dtype))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`[N, 3, H, W]` -> `[N, P, hidden_size]`, patches row by row."""
