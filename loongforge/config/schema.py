@@ -113,14 +113,19 @@ class OptimizerConfig:
     """AdamW through megatron-core, and its learning-rate schedule."""
 
     lr: float
+    """Highest learning rate, reached after the warm-up."""
     min_lr_ratio: float = 0.05
     """The schedule ends at `lr * min_lr_ratio`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup_steps: int = 0
+    """Steps in which the learning rate rises linearly from zero."""
     weight_decay: float = 0.0
     """Applied to matrices, not to biases and norms."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Decay of the running means of the gradient and of its square."""
     eps: float = 1e-8
+    """Added to the root of the mean square gradient."""
     clip_grad: float = 1.0
     """Joint norm of all components' gradients is clipped to this; 0: never."""
     distributed: bool = False
@@ -132,12 +137,15 @@ class TrainerConfig:
     """What the run does."""
 
     steps: int
+    """Optimizer steps of the whole run."""
     global_batch_size: int
     """Samples per optimizer step, over all ranks."""
     micro_batch_size: int
     """Samples per forward pass of one data-parallel rank, at most: a smaller share of the batch is taken whole."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of parameters and activations; bf16 keeps fp32 copies in the optimizer."""
     seed: int = 1234
+    """Decides the first weights and the order of the data."""
     threads: int | None = None
     """CPU threads per process; null: 2, or fewer where processes share the cores."""
     eval_every: int = 0
@@ -175,6 +183,7 @@ class LoggingConfig:
     every: int = 10
     """Steps between console lines (the first steps are always shown)."""
     console: Literal["auto", "rich", "plain"] = "auto"
+    """`rich`: colours and a live bar; `plain`: lines; `auto`: rich in a terminal."""
     tensorboard: bool = True
     wandb: str | None = None
     """Weights & Biases project; null: off."""
@@ -205,6 +214,7 @@ class Config:
     """A whole recipe, composed and resolved."""
 
     version: int = SCHEMA_VERSION
+    """Version of this schema; a saved config of a newer one is refused."""
     name: str
     """The recipe's name; part of the default run directory."""
     plugins: list[str] = field(default_factory=list)
