@@ -15,6 +15,8 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.strategies import torch as strategies
 
 
@@ -59,3 +61,25 @@ def read_state(template: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     with _quiet():
         return dist_checkpointing.load(template, str(path), validate_access_integrity=False)
+
+
+def differences(template: dict[str, Any], path: Path) -> list[str]:
+    """What a template asks for that is not stored, or has another shape there.
+
+    Args:
+        template: As for `read_state`.
+        path: A folder that `write_state` wrote.
+    """
+    with _quiet():
+        stored = dist_checkpointing.load_tensors_metadata(str(path))
+    found = []
+    for tensor in nested_values(template):
+        if not isinstance(tensor, ShardedTensor):
+            continue
+        if tensor.key not in stored:
+            found.append(f"{tensor.key} is missing")
+        elif tuple(stored[tensor.key].global_shape) != tuple(tensor.global_shape):
+            found.append(
+                f"{tensor.key} has shape {list(stored[tensor.key].global_shape)}, not {list(tensor.global_shape)}"
+            )
+    return list(dict.fromkeys(found))

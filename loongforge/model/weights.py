@@ -7,7 +7,8 @@ from typing import Any
 
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
-from loongforge.checkpoint.sharded import read_state
+from loongforge.checkpoint.sharded import differences, read_state
+from loongforge.config.errors import UserError
 from loongforge.model.vlm import VisionLanguageModel
 from loongforge.parallel.groups import Groups
 
@@ -57,5 +58,14 @@ def load_weights(path: Path, model: VisionLanguageModel, groups: Groups, names: 
         model: This rank's parts.
         groups: Of all components.
         names: Components to read; None: all.
+
+    Raises:
+        UserError: a weight is not there, or has another shape.
     """
-    set_weights(model, read_state({"model": model_state(model, groups, names)}, path)["model"])
+    template = {"model": model_state(model, groups, names)}
+    found = differences(template, path)
+    if found:
+        more = f"\n  - and {len(found) - 5} more" if len(found) > 5 else ""
+        lines = "".join(f"\n  - {line}" for line in found[:5])
+        raise UserError(f"{path} does not hold the weights that the recipe describes:{lines}{more}")
+    set_weights(model, read_state(template, path)["model"])

@@ -15,11 +15,10 @@ from loongforge.data.batch import BadSample, StepData
 from loongforge.data.preview import preview
 from loongforge.data.quarantine import QuarantineLedger
 from loongforge.model.assembly import component_configs
-from loongforge.model.flops import forward_flops, image_tokens, num_params, training_flops
+from loongforge.model.flops import forward_flops, image_tokens, num_params
 from loongforge.parallel.session import broadcast_object
-from loongforge.training.counts import StepCounts
 from loongforge.training.evaluation import Evaluation
-from loongforge.training.optimizer import StepOutcome
+from loongforge.training.record import StepTaken, step_record
 from loongforge.training.run_setup import Setup
 from loongforge.training.telemetry.console import Console
 from loongforge.training.telemetry.logs import setup_logging
@@ -105,56 +104,20 @@ class Reporter:
         if self.main:
             self.console.start(step)
 
-    def step(
-        self,
-        step: int,
-        *,
-        counts: StepCounts,
-        loss: float,
-        rate: float,
-        outcome: StepOutcome,
-        seconds: float,
-        waited: float,
-        data: StepData,
-    ) -> None:
+    def step(self, step: int, taken: StepTaken) -> None:
         """After step number `step` (1-based)."""
         if self.config.logging.samples:
-            self._write_sample_ids(step, data)
+            self._write_sample_ids(step, taken.data)
         if not self.main:
             return
-        self.tokens += counts.tokens
-        self.training_seconds += seconds
-        mean_length = round(counts.tokens / counts.samples)
-        flops = sum(
-            training_flops(self.config.model, tokens=counts.tokens, images=counts.images, seq_len=mean_length).values()
-        )
-        rate_of_work = flops / seconds / self.setup.world.size
-        peak = self.setup.backend.peak_flops(self.config.trainer.precision)
-        record = {
-            "step": step,
-            "loss": loss,
-            "lr": rate,
-            "grad_norm": outcome.grad_norm,
-            **{f"grad_norm/{name}": norm for name, norm in outcome.component_norms.items()},
-            "loss_tokens": counts.loss_tokens,
-            "tokens": counts.tokens,
-            "padding": 1 - counts.tokens / counts.padded_tokens,
-            "samples": counts.samples,
-            "images": counts.images,
-            "step_time_s": seconds,
-            "data_wait_s": waited,
-            "tokens_per_s": counts.tokens / seconds,
-            "tflops": rate_of_work / 1e12,
-            "mfu": rate_of_work / peak if peak else None,
-            "memory_gib": self.setup.backend.peak_memory_bytes() / 2**30,
-            "balance/llm": counts.balance_llm,
-            "balance/vision": counts.balance_vision,
-            "skipped": self.setup.progress.skipped,
-        }
+        self.tokens += taken.counts.tokens
+        self.training_seconds += taken.seconds
+        record = {"step": step, **step_record(taken, self.config, self.setup)}
         self.metrics.write(record)
         self.console.step(record)
-        if outcome.skipped:
-            self.console.warning(f"step {step}: loss {loss:g}, gradient norm {outcome.grad_norm:g}: no update")
+        if taken.outcome.skipped:
+            loss, norm = taken.loss, taken.outcome.grad_norm
+            self.console.warning(f"step {step}: loss {loss:g}, gradient norm {norm:g}: no update")
 
     def _write_sample_ids(self, step: int, data: StepData) -> None:
         place = self.setup.groups.place

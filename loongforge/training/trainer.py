@@ -18,6 +18,7 @@ from loongforge.kernels.backend import Backend
 from loongforge.parallel.session import World, sum_over_world
 from loongforge.training.counts import StepCounts, count_step
 from loongforge.training.optimizer import StepOutcome
+from loongforge.training.record import StepTaken
 from loongforge.training.reporter import Reporter
 from loongforge.training.run_setup import Setup
 from loongforge.training.schedule import learning_rate
@@ -92,10 +93,11 @@ class Trainer:
         rate = learning_rate(self.config.optimizer, step, self.config.trainer.steps)
         loss, outcome = self._learn(data, counts, rate)
         self._count_skipped(outcome, step)
-        elapsed = time.perf_counter() - began
-        self.reporter.step(
-            step + 1, counts=counts, loss=loss, rate=rate, outcome=outcome, seconds=elapsed, waited=waited, data=data
+        seconds = time.perf_counter() - began
+        taken = StepTaken(
+            data=data, counts=counts, loss=loss, rate=rate, outcome=outcome, seconds=seconds, waited=waited
         )
+        self.reporter.step(step + 1, taken)
         return counts.stop
 
     def _learn(self, data: StepData, counts: StepCounts, rate: float) -> tuple[float, StepOutcome]:

@@ -133,9 +133,9 @@ def _count(rng: random.Random) -> tuple[Canvas, str, str]:
 
 
 def _where(rng: random.Random) -> tuple[Canvas, str, str]:
-    values = rng.sample(range(10), 4)
-    cell = rng.randrange(4)
-    return dict(enumerate(values)), str(values[cell]), _CELL_NAMES[cell]
+    canvas = _place(rng.sample(range(10), rng.randint(1, 4)), rng)
+    cell = rng.choice(sorted(canvas))
+    return canvas, str(canvas[cell]), _CELL_NAMES[cell]
 
 
 _TASKS: dict[str, Callable[[random.Random], tuple[Canvas, str, str]]] = {

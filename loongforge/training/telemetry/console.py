@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 _COLUMNS = ("step", "loss", "lr", "grad norm", "tokens/s", "ms/step", "wait", "GiB", "eta")
+_MOST_PIECES = 160  # of a sample that is shown
 _FIRST = 3  # steps that are always shown
 
 
@@ -82,12 +83,14 @@ class Console:
     def sample(self, pieces: list[tuple[str, bool, bool]], *, sample_id: str) -> None:
         """One processed sample: (text, learned, is_image) of each token or image run."""
         shown = Text(f"sample {sample_id}: ")
-        for text, learned, is_image in pieces:
+        for text, learned, is_image in pieces[:_MOST_PIECES]:
             visible = text.replace("\n", "\\n")
             if self.rich:
                 shown.append(visible, style="bold green" if learned else "magenta" if is_image else "dim")
             else:
                 shown.append(f"[{visible}]" if learned else visible)
+        if len(pieces) > _MOST_PIECES:
+            shown.append(f" ... {len(pieces) - _MOST_PIECES} more")
         self.out.print(shown)
         self.out.print(
             Text("what is learned is green" if self.rich else "what is learned stands in [brackets]", style="dim")
