@@ -185,6 +185,7 @@ class LoggingConfig:
     console: Literal["auto", "rich", "plain"] = "auto"
     """`rich`: colours and a live bar; `plain`: lines; `auto`: rich in a terminal."""
     tensorboard: bool = True
+    """Write TensorBoard files to `tensorboard/` of the run."""
     wandb: str | None = None
     """Weights & Biases project; null: off."""
     samples: bool = False
