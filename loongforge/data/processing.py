@@ -197,7 +197,12 @@ def _image_token_id(tokenizer: PreTrainedTokenizerBase, image_token: str) -> int
 
 
 def build_processor(
-    data: DataConfig, vision: VisionConfig | None, llm: LLMConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    data: DataConfig,
+    vision: VisionConfig | None,
+    llm: LLMConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    num_image_tokens: int | None = None,
 ) -> SampleProcessor:
     """The processor that a recipe describes.
 
@@ -206,6 +211,7 @@ def build_processor(
         vision: sizes and normalisation of images; None for a text-only model.
         llm: context and vocabulary.
         tokenizer: in place of loading `data.tokenizer`.
+        num_image_tokens: LLM tokens of an image; None: one for each feature vector of the encoder.
 
     Raises:
         UserError: tokenizer missing, without image token, or larger than the LLM's vocabulary.
@@ -223,12 +229,14 @@ def build_processor(
             f"data.max_length={data.max_length} exceeds the context, model.llm.max_seq_len={llm.max_seq_len}"
         )
     images = None
+    if vision is not None and num_image_tokens is None:
+        num_image_tokens = vision.num_image_tokens
     if vision is not None:
         images = ImageProcessor(vision.image_size, vision.image_mean, vision.image_std, vision.image_resize)
     return SampleProcessor(
         tokenizer,
         max_length=data.max_length if data.max_length is not None else llm.max_seq_len,
         image_token=data.image_token,
-        num_image_tokens=vision.num_image_tokens if vision is not None else 0,
+        num_image_tokens=num_image_tokens or 0,
         image_processor=images,
     )

@@ -20,6 +20,7 @@ from loongforge.kernels.backend import select
 from loongforge.model.assembly import build_model
 from loongforge.model.checks import check_model
 from loongforge.model.execution import Runner
+from loongforge.model.flops import image_tokens
 from loongforge.model.weights import load_weights
 from loongforge.parallel.groups import make_groups
 from loongforge.parallel.layout import Layout
@@ -73,4 +74,4 @@ def _processor(config: Config, checkpoint: Checkpoint) -> SampleProcessor:
     vision, llm = config.model.vision, config.model.llm
     assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
     tokenizer = load_tokenizer(checkpoint.path / "tokenizer")
-    return build_processor(config.data, vision, llm, tokenizer)
+    return build_processor(config.data, vision, llm, tokenizer, num_image_tokens=image_tokens(config.model))

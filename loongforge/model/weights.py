@@ -63,9 +63,18 @@ def load_weights(path: Path, model: VisionLanguageModel, groups: Groups, names: 
         UserError: a weight is not there, or has another shape.
     """
     template = {"model": model_state(model, groups, names)}
+    require_stored(template, path)
+    set_weights(model, read_state(template, path)["model"])
+
+
+def require_stored(template: dict[str, Any], path: Path) -> None:
+    """Checks that a checkpoint holds what a template asks for, in the same shapes.
+
+    Raises:
+        UserError: naming the first few tensors that differ.
+    """
     found = differences(template, path)
     if found:
         more = f"\n  - and {len(found) - 5} more" if len(found) > 5 else ""
         lines = "".join(f"\n  - {line}" for line in found[:5])
-        raise UserError(f"{path} does not hold the weights that the recipe describes:{lines}{more}")
-    set_weights(model, read_state(template, path)["model"])
+        raise UserError(f"{path} does not hold what the recipe describes:{lines}{more}")

@@ -24,6 +24,7 @@ from loongforge.kernels.backend import Backend
 from loongforge.model.assembly import build_model
 from loongforge.model.checks import check_model, micro_batch_size
 from loongforge.model.execution import Runner
+from loongforge.model.flops import image_tokens
 from loongforge.parallel.groups import make_groups
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import World
@@ -85,7 +86,7 @@ class Setup:
         config, place = self.config, self.groups.place
         vision, llm = config.model.vision, config.model.llm
         assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
-        self.processor = build_processor(config.data, vision, llm)
+        self.processor = build_processor(config.data, vision, llm, num_image_tokens=image_tokens(config.model))
         self.loader = TrainLoader(
             config.data,
             self.processor,

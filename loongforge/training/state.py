@@ -9,7 +9,7 @@ import torch
 
 from loongforge.checkpoint.sharded import read_state, write_state
 from loongforge.model.vlm import VisionLanguageModel
-from loongforge.model.weights import model_state, set_weights, sharding_metadata
+from loongforge.model.weights import model_state, require_stored, set_weights, sharding_metadata
 from loongforge.parallel.groups import Groups
 from loongforge.training.optimizer import Optimizers
 
@@ -32,7 +32,9 @@ def save_training(path: Path, model: VisionLanguageModel, optimizers: Optimizers
 
 def load_training(path: Path, model: VisionLanguageModel, optimizers: Optimizers, groups: Groups) -> None:
     """Reads weights and optimizer, written under any layout. Collective over the world."""
-    state = read_state(_state(model, optimizers, groups, loading=True), path)
+    template = _state(model, optimizers, groups, loading=True)
+    require_stored(template, path)
+    state = read_state(template, path)
     set_weights(model, state["model"])
     with torch.no_grad():
         for name, part in optimizers.parts.items():
