@@ -45,7 +45,7 @@ def test_digits_vqa_counts_and_tasks(digits: Path) -> None:
         assert all(canvas.shape == (32, 32) and canvas.dtype == np.uint8 for _, canvas in records)
         assert len({record["id"] for record, _ in records}) == number
     answers = Counter(record["messages"][1]["content"] for record, _ in records)
-    assert {"left", "right", "equal", "top left", "bottom right"} < set(answers)
+    assert {"left", "right", "equal"} < set(answers)
 
 
 def test_no_validation_digit_was_seen_in_training(digits: Path) -> None:
@@ -77,9 +77,8 @@ def test_answers_follow_from_the_canvas() -> None:
         assert sorted(canvas)[0] % 2 == 0
         canvas, _, answer = digits_vqa._TASKS["count"](rng)
         assert int(answer) == len(canvas)
-        canvas, subject, answer = digits_vqa._TASKS["where"](rng)
-        cell = digits_vqa._CELL_NAMES.index(answer)
-        assert [c for c, value in canvas.items() if value == int(subject)] == [cell]
+        canvas, subject, answer = digits_vqa._TASKS["corner"](rng)
+        assert answer == str(canvas[digits_vqa._CELL_NAMES.index(subject)])
 
 
 def test_build_is_deterministic_and_reused(digits: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ QUESTIONS = {
     "sum": ("What is the sum of the digits?", "Add up the digits."),
     "compare": ("Which digit is larger, left or right?", "Is the left or the right digit larger?"),
     "count": ("How many digits are there?", "Count the digits.", "What is the number of digits?"),
-    "where": ("Where is the {}?", "In which corner is the {}?"),
+    "corner": ("Which digit is {}?", "What is the {} digit?"),
 }
 
 
@@ -49,9 +49,10 @@ def write(folder: Path) -> None:
     for split, num_samples in NUM_SAMPLES.items():
         by_value = [[i for i in digits[split] if values[i] == value] for value in range(10)]
         write_shards(folder, split, _samples(split, num_samples, by_value, glyphs), SAMPLES_PER_SHARD)
-    phrases = [question.format(7) for questions in QUESTIONS.values() for question in questions]
-    answers = [f"{name} left right equal" for name in _CELL_NAMES]
-    conversations = [f"USER: \n{phrase} ASSISTANT: " for phrase in phrases] + answers
+    phrases = [
+        question.format(name) for questions in QUESTIONS.values() for question in questions for name in _CELL_NAMES
+    ]
+    conversations = [f"USER: \n{phrase} ASSISTANT: " for phrase in phrases] + ["left right equal"]
     train_tokenizer([*python_topics().values(), *conversations * 500], VOCAB_SIZE, 1024, folder / "tokenizer")
 
 
@@ -132,10 +133,10 @@ def _count(rng: random.Random) -> tuple[Canvas, str, str]:
     return _place(_some(number, rng), rng), "", str(number)
 
 
-def _where(rng: random.Random) -> tuple[Canvas, str, str]:
-    canvas = _place(rng.sample(range(10), rng.randint(1, 4)), rng)
-    cell = rng.choice(sorted(canvas))
-    return canvas, str(canvas[cell]), _CELL_NAMES[cell]
+def _corner(rng: random.Random) -> tuple[Canvas, str, str]:
+    values = _some(4, rng)
+    cell = rng.randrange(4)
+    return dict(enumerate(values)), _CELL_NAMES[cell], str(values[cell])
 
 
 _TASKS: dict[str, Callable[[random.Random], tuple[Canvas, str, str]]] = {
@@ -144,6 +145,6 @@ _TASKS: dict[str, Callable[[random.Random], tuple[Canvas, str, str]]] = {
     "sum": _sum,
     "compare": _compare,
     "count": _count,
-    "where": _where,
+    "corner": _corner,
 }
 """Task -> draws (canvas, what the question is about, answer)."""
