@@ -140,10 +140,13 @@ class SiglipViTConfig(ViTConfig):
     norm_eps: float = 1e-6
     image_resize: Literal["crop", "stretch"] = "stretch"
 
+    post_norm: bool = True
+    """Norm after the last layer, as in `last_hidden_state`; false: `hidden_states[-1]`, which LLaVA takes."""
+
     @property
     def has_post_norm(self) -> bool:
-        """The final norm belongs to the last layer's output, not to hidden states before it."""
-        return self.feature_layer in (-1, self.num_layers)
+        """The norm belongs to the last layer's output, not to hidden states before it."""
+        return self.post_norm and self.built_layers == self.num_layers
 
     def _embedding_params(self) -> int:
         norm = 2 * self.hidden_size if self.has_post_norm else 0

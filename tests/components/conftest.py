@@ -1,0 +1,27 @@
+"""One process that is a whole world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from loongforge.kernels.backend import select
+from loongforge.parallel.layout import Layout
+
+BACKEND = select("auto")
+BACKEND.activate()
+
+
+@pytest.fixture(scope="session")
+def groups() -> Iterator[Any]:
+    """Process groups of a world of one."""
+    from megatron.core import parallel_state
+
+    from loongforge.parallel.groups import make_groups
+    from loongforge.parallel.session import joined_world
+
+    with joined_world(BACKEND):
+        yield make_groups(Layout(1), "gloo")
+        parallel_state.destroy_model_parallel()
