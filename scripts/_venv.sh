@@ -8,16 +8,22 @@ stop() {
   exit 2
 }
 
-# Prints the first Python that is new enough; the variable PYTHON comes before all others.
+is_new_enough() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
+}
+
+# Prints the Python that the variable PYTHON names, or else the first that is new enough.
 find_python() {
   local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.12 python3.11 python3.10 python3.13 python; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-      command -v "$candidate"
-      return
-    fi
+  if [ -n "${PYTHON:-}" ]; then
+    is_new_enough "$PYTHON" || stop "PYTHON=$PYTHON is no Python of version 3.10 or newer that runs here"
+    command -v "$PYTHON"
+    return
+  fi
+  for candidate in python3 python3.12 python3.11 python3.10 python3.13 python; do
+    is_new_enough "$candidate" && command -v "$candidate" && return
   done
-  stop "loongforge needs Python 3.10 or newer and found none (looked at \$PYTHON, python3, python3.10 to python3.13).
+  stop "loongforge needs Python 3.10 or newer and found none (looked for python3, and python3.10 to python3.13).
 Install one (for example 'sudo apt install python3 python3-venv'), or say where it is: PYTHON=/path/to/python3 bash $0"
 }
 
