@@ -39,6 +39,8 @@ def joined_world(backend: Backend) -> Iterator[World]:
         backend: Whose devices and collectives to use.
     """
     backend.activate()
+    from megatron.core import parallel_state  # after the backend is active
+
     world = World.from_environment()
     if world.size == 1:
         dist.init_process_group(backend.dist_backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -47,6 +49,7 @@ def joined_world(backend: Backend) -> Iterator[World]:
     try:
         yield world
     finally:
+        parallel_state.destroy_model_parallel()  # so that this process can join another world later
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -12,6 +12,7 @@ from loongforge.config.errors import UserError
 from loongforge.config.saved import save_config
 from loongforge.config.schema import Config
 from loongforge.data.batch import BadSample, StepData
+from loongforge.data.fetch import BadSampleError
 from loongforge.data.preview import preview
 from loongforge.data.quarantine import QuarantineLedger
 from loongforge.model.assembly import component_configs
@@ -22,7 +23,7 @@ from loongforge.training.record import StepTaken, step_record
 from loongforge.training.run_setup import Setup
 from loongforge.training.telemetry.console import Console
 from loongforge.training.telemetry.logs import setup_logging
-from loongforge.training.telemetry.metrics import MetricsWriter
+from loongforge.training.telemetry.metrics import MetricsWriter, cut_after
 
 
 class Reporter:
@@ -44,8 +45,17 @@ class Reporter:
         self.training_seconds = 0.0
         self.last_evaluation: dict[str, Any] = {}
         self.last_checkpoint: Path | None = None
+        self.samples_file = run_dir / f"samples_{setup.groups.place.dp}.jsonl"
+        if self._first_of_replica:
+            cut_after(self.samples_file, setup.progress.step)
         if self.main:
             self._open(tree)
+
+    @property
+    def _first_of_replica(self) -> bool:
+        """One rank of each data-parallel replica."""
+        place = self.setup.groups.place
+        return place.tp == 0 and place.pp == 0
 
     def _open(self, tree: dict[str, Any]) -> None:
         config, step = self.config, self.setup.progress.step
@@ -71,13 +81,17 @@ class Reporter:
         for note in self.setup.notes:
             (self.console.warning if "not used" in note else self.console.info)(note)
         self.console.model(self._model_rows())
-        loader = self.setup.loader
         if step < self.config.trainer.steps:
+            self._show_sample()
+
+    def _show_sample(self) -> None:
+        loader = self.setup.loader
+        try:
             shown = preview(loader.fetcher.fetch(*loader.order.at(0)), self.setup.processor)
-            pieces = [
-                (f"{p.text} x{len(p.ids)}" if p.is_image else p.text, p.learned, p.is_image) for p in shown.pieces
-            ]
-            self.console.sample(pieces, sample_id=shown.id)
+        except BadSampleError:
+            return  # the first step says what is wrong with it, or replaces it
+        pieces = [(f"{p.text} x{len(p.ids)}" if p.is_image else p.text, p.learned, p.is_image) for p in shown.pieces]
+        self.console.sample(pieces, sample_id=shown.id)
 
     def _model_rows(self) -> list[dict[str, Any]]:
         model, layout = self.config.model, self.setup.groups.layout
@@ -120,10 +134,9 @@ class Reporter:
             self.console.warning(f"step {step}: loss {loss:g}, gradient norm {norm:g}: no update")
 
     def _write_sample_ids(self, step: int, data: StepData) -> None:
-        place = self.setup.groups.place
-        if place.tp == 0 and place.pp == 0:
+        if self._first_of_replica:
             ids = [name for batch in data.micro_batches for name in batch.ids]
-            with open(self.run_dir / f"samples_{place.dp}.jsonl", "a") as file:
+            with open(self.samples_file, "a") as file:
                 file.write(json.dumps({"step": step, "ids": ids}) + "\n")
 
     def quarantine(self, bad: Sequence[BadSample]) -> None:

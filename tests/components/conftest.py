@@ -17,11 +17,8 @@ BACKEND.activate()
 @pytest.fixture(scope="session")
 def groups() -> Iterator[Any]:
     """Process groups of a world of one."""
-    from megatron.core import parallel_state
-
     from loongforge.parallel.groups import make_groups
     from loongforge.parallel.session import joined_world
 
     with joined_world(BACKEND):
         yield make_groups(Layout(1), "gloo")
-        parallel_state.destroy_model_parallel()

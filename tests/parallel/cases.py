@@ -10,7 +10,6 @@ BACKEND = select("auto")
 BACKEND.activate()
 
 import torch  # noqa: E402
-from megatron.core import parallel_state  # noqa: E402
 
 from loongforge.components.sharding import gather_parameters  # noqa: E402
 from loongforge.config.schema import Config  # noqa: E402
@@ -29,10 +28,7 @@ def train(config: Config, fault: str = "") -> dict[str, Any]:
     """Trains the tiny model; returns losses, norms, and the first step's gradients of this pipeline stage."""
     with joined_world(BACKEND) as world:
         groups = make_groups(Layout.from_model(config.model, world.size), "gloo")
-        try:
-            return _train(config, groups, fault)
-        finally:
-            parallel_state.destroy_model_parallel()
+        return _train(config, groups, fault)
 
 
 def _train(config: Config, groups: Any, fault: str) -> dict[str, Any]:
