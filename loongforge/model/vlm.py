@@ -75,7 +75,8 @@ class VisionLanguageModel(MegatronModule):
         assert self.vision is not None and self.projector is not None
         with torch.no_grad() if self.encode_without_grad else contextlib.nullcontext():
             features = self.vision(images)
-        projected = self.projector(features)  # [P, N, H]
+        dtype = next((param.dtype for param in self.projector.parameters()), features.dtype)
+        projected = self.projector(features.to(dtype))  # [P, N, H]
         return projected.transpose(0, 1).flatten(0, 1)
 
     def embed(self, batch: Inputs) -> torch.Tensor:

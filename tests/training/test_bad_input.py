@@ -12,15 +12,9 @@ import pytest
 from PIL import Image
 
 from loongforge.cli.main import main
-from loongforge.data.builtin import build
 from tests.training.recipes import QUICK
 
 Train = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("digits_vqa", tmp_path_factory.mktemp("data") / "digits_vqa")
 
 
 @pytest.fixture

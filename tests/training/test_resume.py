@@ -78,13 +78,6 @@ def _drive(run_dir: Path, data_dir: Path, *overrides: str, kills: int = 0, seed:
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from loongforge.data.builtin import build
-
-    return build("digits_vqa", tmp_path_factory.mktemp("data") / "digits_vqa")
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     _drive(run_dir, data_dir, f"trainer.steps={STEPS}", "checkpoint.every=2")
