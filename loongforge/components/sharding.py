@@ -142,8 +142,8 @@ def draw_parameters(
             return torch.zeros(shape)
         if len(shape) == 1 and name.endswith(".weight"):
             return torch.ones(shape)
-        key = zlib.crc32(f"{component}.{name}".encode())
-        generator = torch.Generator().manual_seed((seed << 32) + key)
+        # torch's host generator reads the low 32 bits of its seed only
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}.{component}.{name}".encode()))
         return torch.randn(shape, generator=generator) * std
 
     fill_parameters(module, full_tensor, group)

@@ -14,7 +14,7 @@ BACKEND = select("auto")
 BACKEND.activate()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def groups() -> Iterator[Any]:
     """Process groups of a world of one."""
     from loongforge.parallel.groups import make_groups
