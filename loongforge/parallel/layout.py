@@ -38,7 +38,7 @@ class Layout:
             UserError: the ranks cannot be divided that way.
         """
         wanted = model.llm.parallel
-        layout = cls(world_size, wanted.tp or 1, wanted.pp, wanted.sequence_parallel)
+        layout = cls(world_size, 1 if wanted.tp is None else wanted.tp, wanted.pp, wanted.sequence_parallel)
         found = layout._problems(model)
         if found:
             raise UserError("The layout does not fit:\n" + "\n".join(f"  - {line}" for line in found))
