@@ -147,8 +147,9 @@ class Console:
         )
         for question, answer, reference in answers:
             right = answer == reference
-            wanted = "" if right else f"  (right: {reference})"
-            line = f"  {'+' if right else '-'} {' '.join(question.split())}  ->  {answer or '(nothing)'}{wanted}"
+            wanted = "" if right else f"  (right: {' '.join(reference.split())})"
+            asked, said = (" ".join(text.split()) for text in (question, answer))
+            line = f"  {'+' if right else '-'} {asked}  ->  {said or '(nothing)'}{wanted}"
             self.out.print(Text(line, style="green" if right else "red"))
 
     def report(self, rows: list[tuple[str, str]], command: str) -> None:
