@@ -31,10 +31,11 @@ def _pair(groups: Any, seed: int = 0, **options: Any) -> tuple[Runner, Any]:
 @torch.no_grad()
 def _transformers_answer(theirs: Any, prompt: Any, eos_id: int) -> list[int]:
     ids = torch.tensor([prompt.ids])
+    images = {"pixel_values": torch.from_numpy(prompt.images)} if len(prompt.images) else {}
     output = theirs.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=torch.from_numpy(prompt.images) if len(prompt.images) else None,
+        **images,
         do_sample=False,
         max_new_tokens=LONGEST,
         eos_token_id=[eos_id, IMAGE_TOKEN],  # we end there too: it would need an image
@@ -87,7 +88,7 @@ def test_exact_match_is_what_greedy_decoding_writes(groups: Any) -> None:
     some = prompts()
     free = answers(runner, some)
     eos = free[0][4]  # a token that some answers hold, so that those end
-    written = [answer + [eos] for answer in answers(runner, some, eos_id=eos) if len(answer) < LONGEST]
+    written = [[*answer, eos] for answer in answers(runner, some, eos_id=eos) if len(answer) < LONGEST]
     ended = [prompt for prompt, a in zip(some, answers(runner, some, eos_id=eos), strict=True) if len(a) < LONGEST]
     assert written
     assert all(score.exact for score in score_batches(runner, [answered_batch(ended, written)]))
