@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from loongforge.config.errors import UserError, did_you_mean
+
+_LAYER = re.compile(r".*\blayers\.\d+\.")
+_BUFFERS = ("inv_freq", "position_ids")  # older transformers saved these too; they follow from the config
 
 
 class HFFolder:
@@ -25,6 +29,7 @@ class HFFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._open: dict[str, safe_open] = {}
+        self._taken: set[str] = set()
         self.files = self._files()
 
     @staticmethod
@@ -60,11 +65,25 @@ class HFFolder:
         """
         for name in candidates:
             if name in self.files:
+                self._taken.add(name)
                 return self._handle(self.files[name]).get_tensor(name)
         raise UserError(
             f"{self.path} has no tensor '{candidates[0]}' (looked for: {', '.join(candidates)})."
             + did_you_mean(candidates[0], self.files)
         )
+
+    def require_whole_layers(self) -> None:
+        """Checks that no layer was read in part: what is left would be missing from the model without a word.
+
+        Raises:
+            UserError: naming some of what is left (biases of a recipe without `qkv_bias`, for one).
+        """
+        layers = {found.group() for name in self._taken if (found := _LAYER.match(name))}
+        left = [name for name in sorted(self.files) if name not in self._taken and not name.endswith(_BUFFERS)]
+        left = [name for name in left if (found := _LAYER.match(name)) and found.group() in layers]
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            raise UserError(f"{self.path} holds {', '.join(left[:3])}{more}, for which the recipe has no parameter")
 
 
 def full_tensors(

@@ -50,4 +50,6 @@ def _from_hf(config: Config, model: VisionLanguageModel, name: str, path: Path) 
     module = model.components().get(name)
     if module is not None:
         name_map = component_configs(config)[name].name_map()  # type: ignore[attr-defined]
-        fill_parameters(module, full_tensors(HFFolder(path), name_map.full_tensor), module.tp_group)
+        folder = HFFolder(path)
+        fill_parameters(module, full_tensors(folder, name_map.full_tensor), module.tp_group)
+        folder.require_whole_layers()

@@ -192,3 +192,31 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], words: str, groups:
     with pytest.raises(UserError, match=words) as caught:
         _loaded(config, groups)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "left"),
+    [
+        (Qwen2ForCausalLM, dict(qkv_bias=True), "self_attn.k_proj.bias"),
+        (Qwen3ForCausalLM, dict(qk_norm=True), "self_attn.k_norm.weight"),
+    ],
+)
+def test_weights_that_the_recipe_has_no_place_for_are_named(
+    cls: Any, options: dict[str, Any], left: str, groups: Any, tmp_path: Path
+) -> None:
+    """Qwen's weights in a Llama would train, and be another model."""
+    randomise(cls(text_config(tiny_config(**options).model)), 0).save_pretrained(tmp_path)
+    config = tiny_config()
+    config.model.llm.init_from = str(tmp_path)
+    with pytest.raises(UserError, match=rf"model\.layers\.0\.{left}.* more, for which the recipe has no parameter"):
+        _loaded(config, groups)
+
+
+def test_rotary_buffers_of_older_checkpoints_are_no_weights(groups: Any, tmp_path: Path) -> None:
+    config = tiny_config()
+    theirs = randomise(LlamaForCausalLM(text_config(config.model)), 0)
+    state = {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}
+    save_file(state | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    config.model.llm.init_from = str(tmp_path)
+    _loaded(config, groups)
