@@ -1,0 +1,5 @@
+"""One process that is a whole world."""
+
+from tests.components.conftest import groups
+
+__all__ = ["groups"]

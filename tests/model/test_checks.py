@@ -1,0 +1,86 @@
+"""What is refused before a weight is made, and the count of FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from loongforge.config.errors import UserError
+from loongforge.model.checks import check_model
+from loongforge.model.flops import forward_flops, image_tokens, training_factors, training_flops
+from loongforge.parallel.layout import Layout
+from tests.support.tiny import tiny_config
+
+REFUSED: dict[str, tuple[Layout, Callable[[Any], Any], str]] = {
+    "heads over tp": (Layout(4, tp=4), lambda c: None, "model.llm.num_kv_heads=2 cannot be divided over parallel.tp=4"),
+    "layers over pp": (Layout(3, pp=3), lambda c: None, "model.llm.num_layers=4 cannot be divided over parallel.pp=3"),
+    "projector gone": (Layout(1), lambda c: setattr(c.model, "projector", None), "model.projector is missing"),
+    "vision gone": (Layout(1), lambda c: setattr(c.model, "vision", None), "model.vision is missing"),
+    "image too long": (Layout(1), lambda c: setattr(c.model.llm, "max_seq_len", 4), "an image takes 4 tokens"),
+    "patches": (Layout(1), lambda c: setattr(c.model.vision, "image_size", 33), "image_size=33 is not a multiple"),
+    "hidden state": (Layout(1), lambda c: setattr(c.model.vision, "feature_layer", -5), "allowed: -3 to -1, or 1 to 3"),
+    "inner width": (
+        Layout(2, tp=2),
+        lambda c: setattr(c.model.projector, "hidden_size", 33),
+        "model.projector.hidden_size=33 cannot be divided over parallel.tp=2",
+    ),
+    "batch": (Layout(3), lambda c: None, "trainer.global_batch_size=8 cannot be divided"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name: str) -> None:
+    layout, change, words = REFUSED[name]
+    config = tiny_config()
+    change(config)
+    with pytest.raises(UserError) as caught:
+        check_model(config, layout)
+    assert words in str(caught.value)
+
+
+def test_everything_frozen_is_refused() -> None:
+    config = tiny_config()
+    for part in ("vision", "projector", "llm"):
+        getattr(config.model, part).freeze = True
+    with pytest.raises(UserError, match="nothing would be learned"):
+        check_model(config, Layout(1))
+
+
+@pytest.mark.parametrize("layout", [Layout(1), Layout(2, tp=2), Layout(4, tp=2, pp=2), Layout(4, pp=2)])
+def test_what_fits_passes(layout: Layout) -> None:
+    check_model(tiny_config(), layout)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "factors"),
+    [
+        ((), (3, 3, 3)),
+        (("vision",), (1, 3, 3)),
+        (("vision", "projector"), (1, 1, 3)),
+        (("llm",), (3, 3, 2)),
+        (("projector", "llm"), (3, 2, 2)),
+    ],
+)
+def test_factors_of_training(frozen: tuple[str, ...], factors: tuple[int, ...]) -> None:
+    """A part that trains hands gradients from layer to layer; a frozen one does so only for what is before it."""
+    model = tiny_config().model
+    for part in frozen:
+        getattr(model, part).freeze = True
+    assert training_factors(model) == dict(zip(("vision", "projector", "llm"), factors, strict=True))
+
+
+def test_flops_of_the_llm_counted_by_hand() -> None:
+    """4 layers of width 64: q and o 64 x 64, k and v 64 x 32, three 64 x 96; output layer 64 x 256; causal scores."""
+    model = tiny_config().model
+    weights = 4 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 64 * 256
+    attention = 4 * 2 * 64 * (16 + 1) / 2
+    found = forward_flops(model, tokens=10, images=2, seq_len=16)
+    assert found["llm"] == 10 * 2 * (weights + attention)
+    assert found["projector"] == pytest.approx(2 * 4 * 2 * 2 * 64 * 64, rel=0.02)
+    assert image_tokens(model) == 4
+    trained = training_flops(model, tokens=10, images=2, seq_len=16)
+    assert trained["llm"] == 3 * found["llm"]
+    model.vision.freeze = True  # type: ignore[union-attr]
+    assert training_flops(model, tokens=10, images=2, seq_len=16)["vision"] == found["vision"]
