@@ -89,14 +89,18 @@ def test_first_weights_do_not_depend_on_tp(tp: int) -> None:
 
 
 def test_first_weights_depend_on_seed_component_and_name() -> None:
-    base = _drawn(1, 0)
-    assert torch.equal(base.linear_fc1.weight, _drawn(1, 0).linear_fc1.weight)
-    assert not torch.equal(base.linear_fc1.weight, _drawn(1, 0, seed=8).linear_fc1.weight)
-    assert not torch.equal(base.linear_fc1.weight, _drawn(1, 0, component="vision").linear_fc1.weight)
-    assert not torch.equal(base.linear_fc1.weight.flatten()[:48], base.linear_fc2.weight.flatten())
-    assert torch.equal(base.norm.weight, torch.ones(6))
-    assert torch.equal(base.linear_fc1.bias, torch.zeros(16))
-    assert abs(base.linear_fc1.weight.std().item() - 0.5) < 0.1
+    base = dict(_drawn(1, 0).named_parameters())
+    again, other_seed, other_part = (
+        dict(_drawn(1, 0, **changes).named_parameters()) for changes in ({}, {"seed": 8}, {"component": "vision"})
+    )
+    first, second = "linear_fc1.weight", "linear_fc2.weight"
+    assert torch.equal(base[first], again[first])
+    assert not torch.equal(base[first], other_seed[first])
+    assert not torch.equal(base[first], other_part[first])
+    assert not torch.equal(base[first].flatten()[:48], base[second].flatten())
+    assert torch.equal(base["norm.weight"], torch.ones(6))
+    assert torch.equal(base["linear_fc1.bias"], torch.zeros(16))
+    assert abs(base[first].std().item() - 0.5) < 0.1
 
 
 def test_a_drawn_model_has_no_two_equal_weights(groups: Any) -> None:
