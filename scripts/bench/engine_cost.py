@@ -5,7 +5,7 @@ machine slows both. Prints tokens per second of each and the ratio block by bloc
 
     python scripts/bench/engine_cost.py [--model tiny|small] [--threads 2] [--blocks 10] [--steps 10] [--json]
 
-`tiny` is the model of the recipe llava_sft (32 samples of about 20 tokens); `small` has 7.86 M parameters: ViT 6 x 192
+`tiny` has the sizes of the recipe llava_sft (32 samples of about 20 tokens); `small` has 7.86 M parameters: ViT 6 x 192
 on 112 pixels (64 image tokens), LLM 6 x 256 with 4 of 8 heads for keys and values, samples of 80 to 256 tokens.
 """
 

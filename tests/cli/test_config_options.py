@@ -20,7 +20,7 @@ def _shown(capsys: Capture, *argv: str) -> str:
 def test_cfg_job_keeps_interpolations_and_resolve_replaces_them(capsys: Capture) -> None:
     raw = yaml.safe_load(_shown(capsys, "train", "+recipe=llava_sft", "--cfg", "job"))
     assert raw["data"]["train"] == "${data.dir}/train-*.tar"
-    assert raw["trainer"]["steps"] == 1200
+    assert raw["trainer"]["steps"] == 1400
     assert raw["logging"]["every"] == 10  # defaults of the schema are shown, too
     assert "hydra" not in raw
     resolved = yaml.safe_load(_shown(capsys, "train", "--cfg", "job", "--resolve", "+recipe=llava_sft"))

@@ -37,7 +37,7 @@ def test_recipe_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     folder = tmp_path / "my recipes"
     folder.mkdir()
     text = (recipes_dir() / "llava_sft.yaml").read_text()
-    (folder / "llava_sft.yaml").write_text(text.replace("steps: 1200", "steps: 12").replace("name: llava_sft", ""))
+    (folder / "llava_sft.yaml").write_text(text.replace("steps: 1400", "steps: 12").replace("name: llava_sft", ""))
     monkeypatch.chdir(tmp_path)
     for override in (
         "recipe=my recipes/llava_sft.yaml",
