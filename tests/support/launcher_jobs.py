@@ -25,7 +25,8 @@ def rank_1_dies(config: Config, tree: dict[str, Any]) -> int:
     """Rank 1 raises; the others fail over it a little later, or hang."""
     if RANK == 1:
         raise RuntimeError("the planted fault")
-    time.sleep(3)  # a busy machine may start rank 1 late
+    while not (Path(sys.argv[2]) / "rank_1.error").exists():  # the log folder is the worker's second argument
+        time.sleep(0.01)
     if RANK == 0:
         raise ConnectionError("peer closed the connection")
     time.sleep(600)
