@@ -22,7 +22,7 @@ def evaluate(config: Config, tree: dict[str, Any], *, checkpoint: str, data: str
     """Evaluates a checkpoint on held-out data and prints the result.
 
     Args:
-        config: From `checkpoint_tree`, with the user's overrides.
+        config: The recipe of the checkpoint, with the user's overrides.
         tree: The same as plain values.
         checkpoint: A run or a checkpoint.
         data: Data in place of the recipe's `data.eval`.
@@ -81,7 +81,7 @@ def generate(
     """Answers a prompt about images and prints the answer.
 
     Args:
-        config: From `checkpoint_tree`, with the user's overrides.
+        config: The recipe of the checkpoint, with the user's overrides.
         tree: The same as plain values.
         checkpoint: A run or a checkpoint.
         images: Image files, in the order of their placeholders; placeholders that the prompt lacks are put before it.

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from loongforge.data.batch import Batch
 from loongforge.model.execution import Runner
 from loongforge.model.vlm import IGNORED
-from loongforge.parallel.session import sum_over_world
+from loongforge.parallel.session import gather_lists, sum_over_world
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,5 @@ def summarize(runner: Runner, scores: list[SampleScore]) -> Summary:
 
 
 def gather_scores(runner: Runner, scores: list[SampleScore]) -> list[SampleScore]:
-    """All data-parallel ranks' scores on rank 0 (elsewhere the list is incomplete). Collective over the world."""
-    mine = scores if _counts_here(runner) else []
-    if dist.get_world_size() == 1:
-        return mine
-    everyone: list[list[SampleScore] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return [score for part in everyone if part for score in part]
+    """All data-parallel ranks' scores. Collective over the world."""
+    return gather_lists(scores if _counts_here(runner) else [])

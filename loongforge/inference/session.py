@@ -7,12 +7,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loongforge.checkpoint.lifecycle import Checkpoint, resolve
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.vision.base import VisionConfig
-from loongforge.config.saved import load_config
 from loongforge.config.schema import Config
 from loongforge.data.processing import SampleProcessor, build_processor
 from loongforge.data.tokenizer import load_tokenizer
@@ -38,21 +36,12 @@ class LoadedModel:
     rank: int
 
 
-def checkpoint_tree(path: str) -> dict[str, Any]:
-    """The recipe that a run or checkpoint was trained with, as a plain tree; no torch needed.
-
-    Raises:
-        UserError: there is no whole checkpoint.
-    """
-    return load_config(resolve(Path(path)).path / "config.yaml")
-
-
 @contextlib.contextmanager
 def loaded_model(config: Config, path: str) -> Iterator[LoadedModel]:
     """Loads a checkpoint under the layout of `config`, which may differ from the one it was written under.
 
     Args:
-        config: From `checkpoint_tree`, with the user's overrides.
+        config: The recipe of the checkpoint, with the user's overrides.
         path: A run or a checkpoint.
     """
     checkpoint = resolve(Path(path))

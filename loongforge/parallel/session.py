@@ -7,11 +7,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from loongforge.kernels.backend import Backend
+
+Item = TypeVar("Item")
 
 _TIMEOUT = timedelta(minutes=10)
 
@@ -59,6 +62,15 @@ def sum_over_world(values: torch.Tensor) -> torch.Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def gather_lists(mine: list[Item]) -> list[Item]:
+    """All ranks' lists, one after another, on every rank. Collective over the world."""
+    if dist.get_world_size() == 1:
+        return mine
+    everyone: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    return [item for part in everyone for item in part]
 
 
 def broadcast_object(value: object) -> object:

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from loongforge.components.registry import lookup
+from loongforge.components.registry import typed_config
 from loongforge.config.schema import Config
-from loongforge.config.validate import build_config
 from loongforge.kernels.backend import select
 
 
@@ -33,7 +32,7 @@ def run(config: Config, tree: dict[str, Any]) -> int:
         if world.size > 1:
             agreed = broadcast_object(tree)
             assert isinstance(agreed, dict)
-            config, tree = build_config(agreed, lookup), agreed
+            config, tree = typed_config(agreed), agreed
         assert config.run.dir is not None, "the launcher decides where the run lives"
         with Trainer(config, tree, world=world, backend=backend, run_dir=Path(config.run.dir)) as trainer:
             return trainer.run()

@@ -9,13 +9,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
-from loongforge.data.batch import StepData
+from loongforge.data.batch import BadSample, StepData
 from loongforge.kernels.backend import Backend
-from loongforge.parallel.session import World, sum_over_world
+from loongforge.parallel.session import World, gather_lists, sum_over_world
 from loongforge.training.counts import StepCounts, count_step
 from loongforge.training.optimizer import StepOutcome
 from loongforge.training.record import StepTaken
@@ -122,15 +121,10 @@ class Trainer:
                 f"{step + 2 - self.skipped_in_a_row}. A lower optimizer.lr often helps"
             )
 
-    def _gather_bad(self, data: StepData) -> list[Any]:
+    def _gather_bad(self, data: StepData) -> list[BadSample]:
         """Bad samples of all data-parallel ranks, on every rank. Collective over the world."""
         place = self.setup.groups.place
-        mine = data.bad if place.tp == 0 and place.pp == 0 else []
-        if dist.get_world_size() == 1:
-            return mine
-        everyone: list[list[Any] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
-        return [bad for part in everyone if part for bad in part]
+        return gather_lists(data.bad if place.tp == 0 and place.pp == 0 else [])
 
     def _evaluate(self, done: int) -> None:
         if self.setup.evaluator is not None:
