@@ -21,11 +21,11 @@ class ParallelConfig:
     """How one component is spread over ranks; `null` follows from the others."""
 
     tp: int | None = None
-    """Tensor-parallel size; null: the LLM's (1 for the LLM)."""
+    """Tensor-parallel size; null: 1, or what `dp` leaves."""
     pp: int = 1
     """Pipeline stages (LLM only)."""
     cp: int = 1
-    """Context-parallel size."""
+    """Context-parallel size: ranks that divide the sequence (LLM only)."""
     ep: int = 1
     """Expert-parallel size."""
     dp: int | None = None
@@ -33,7 +33,8 @@ class ParallelConfig:
     sequence_parallel: bool = False
     """Shard activations between tensor-parallel regions along the sequence (LLM only)."""
     ranks: list[int] | None = None
-    """Ranks that hold the component; null: all."""
+    """Ranks that hold the component; null: all, or those that the other component leaves. The projector is where
+    the encoder is."""
 
 
 @dataclass(kw_only=True)

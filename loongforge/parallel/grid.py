@@ -1,0 +1,96 @@
+"""The ranks of one component as a grid. Pure arithmetic: no torch, no processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+AXES = ("tp", "cp", "dp", "pp")
+"""From the fastest running axis to the slowest, as megatron-core orders ranks."""
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Place of one rank in its component's grid."""
+
+    tp: int
+    cp: int
+    dp: int
+    pp: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Ranks that hold one component, in the order of their coordinates: `tp` runs fastest, then `cp`, `dp`, `pp`.
+
+    `dp` fills what the other sizes leave; the caller makes sure that they divide the ranks.
+    """
+
+    ranks: tuple[int, ...]
+    tp: int = 1
+    cp: int = 1
+    pp: int = 1
+
+    @property
+    def dp(self) -> int:
+        """Data-parallel size."""
+        return len(self.ranks) // (self.tp * self.cp * self.pp)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each axis."""
+        return {"tp": self.tp, "cp": self.cp, "dp": self.dp, "pp": self.pp}
+
+    @cached_property
+    def _places(self) -> dict[int, Coordinates]:
+        extents = [range(self.sizes[axis]) for axis in reversed(AXES)]
+        return {rank: Coordinates(*reversed(at)) for rank, at in zip(self.ranks, product(*extents), strict=True)}
+
+    def place(self, rank: int) -> Coordinates | None:
+        """Coordinates of a rank; None where it does not hold the component."""
+        return self._places.get(rank)
+
+    def groups(self, axes: Sequence[str]) -> list[tuple[int, ...]]:
+        """Ranks that differ along `axes` only: a partition of the grid, each part in the order of coordinates."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for rank, place in self._places.items():
+            fixed = tuple(getattr(place, axis) for axis in AXES if axis not in axes)
+            found.setdefault(fixed, []).append(rank)
+        return [tuple(ranks) for ranks in found.values()]
+
+    def select(self, **at: int) -> tuple[int, ...]:
+        """Ranks at the given coordinates, e.g. `select(dp=0, pp=0)`."""
+        return tuple(
+            rank for rank, place in self._places.items() if all(getattr(place, axis) == at[axis] for axis in at)
+        )
+
+    def __str__(self) -> str:
+        shown = " ".join(f"{axis}{size}" for axis, size in self.sizes.items() if size > 1 or axis in ("tp", "dp"))
+        return f"{shown} on {ranks_text(self.ranks)}"
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0-7`, `ranks 0,2,4-6`."""
+    ordered = sorted(ranks)
+    runs: list[list[int]] = []
+    for rank in ordered:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return f"rank{'s' if len(ordered) > 1 else ''} {text}"
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, ascending."""
+    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return sorted({*small, *(number // i for i in small)})
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` closest to `wanted` as a ratio."""
+    return min(divisors(number), key=lambda size: abs(math.log(size / max(wanted, 1))))
