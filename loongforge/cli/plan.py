@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     report = {
         "recipe": config.name,
         "processes": layout.world_size,
-        "layout": {"tp": layout.tp, "dp": layout.dp, "pp": layout.pp},
+        "layout": {axis: layout.llm.sizes[axis] for axis in ("tp", "dp", "pp")},
         "micro_batch_size": micro_batch_size(config, layout),
         "components": sizes,
         "params": sum(size["params"] for size in sizes.values()),

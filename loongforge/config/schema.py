@@ -163,6 +163,9 @@ class TrainerConfig:
     """Longest generated answer."""
     max_skipped: int = 20
     """Stop after so many steps skipped in a row for a non-finite loss or gradient."""
+    encode_window: int | None = None
+    """Micro-batches whose images are encoded together; null: as few as keep every encoder replica busy, and all of a
+    step where the LLM is a pipeline on the same ranks. Fewer need less memory and drain the pipeline more often."""
     recompute: Literal["none", "full"] = "none"
     """Recompute activations in the backward pass (LLM and ViT layers)."""
 

@@ -30,6 +30,8 @@ class Batch:
     """int64 [B], real tokens of each row."""
     ids: list[str]
     """Sample ids; "" is a padding row of an evaluation batch."""
+    cu_seqlens: torch.Tensor | None = None
+    """int32 [D + 1], from 0 to S: borders of the documents of a packed row (B is 1 then); None: a row is a document."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ class BadSample:
 
 @dataclass
 class StepData:
-    """What one data-parallel rank needs for one step. All micro-batches have the same S."""
+    """What one rank needs for one step, by LLM replica. All micro-batches of a replica have the same S."""
 
-    micro_batches: list[Batch]
-    bad: list[BadSample] = field(default_factory=list)
+    micro_batches: dict[int, list[Batch]]
+    bad: dict[int, list[BadSample]] = field(default_factory=dict)
 
 
 def collate(samples: list[ProcessedSample], processor: SampleProcessor, *, rows: int, length: int) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ class Example:
 
 
 class EvalLoader:
-    """Iterates over one data-parallel rank's batches of the held-out set; can be iterated again and again."""
+    """Iterates over batches of the held-out set, by LLM replica; can be iterated again and again."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class EvalLoader:
         processor: SampleProcessor,
         *,
         micro_batch_size: int,
-        dp_rank: int = 0,
+        replicas: Sequence[int] = (0,),
         dp_size: int = 1,
         pad_multiple: int = 1,
         limit: int | None = None,
@@ -50,8 +50,8 @@ class EvalLoader:
         data: `data.eval` must be given.
         processor: makes tokens and pixels.
         micro_batch_size: rows of every batch (B); rows that are left over are padding with the id "".
-        dp_rank: this rank among the data-parallel ones.
-        dp_size: number of data-parallel ranks.
+        replicas: data-parallel replicas that this rank works on.
+        dp_size: number of data-parallel replicas.
         pad_multiple: S is a multiple of this.
         limit: at most so many samples, spread evenly over the set; None: all.
 
@@ -68,7 +68,7 @@ class EvalLoader:
         self.bad: list[BadSample] = []
         """Samples left out so far (policy `skip`), each once."""
         self._rows = micro_batch_size
-        self._dp_rank = dp_rank
+        self._replicas = tuple(replicas)
         self._dp_size = dp_size
         self._pad_multiple = pad_multiple
         self._skip = data.bad_sample == "skip"
@@ -82,13 +82,16 @@ class EvalLoader:
         """Batches of every rank."""
         return -(-len(self._chosen) // (self._rows * self._dp_size))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[dict[int, Batch]]:
         for number in range(len(self)):
-            first = (number * self._dp_size + self._dp_rank) * self._rows
-            loaded = [self._load(*place) for place in self._chosen[first : first + self._rows]]
-            samples = [sample for sample in loaded if sample is not None]
-            length = padded_length(samples, self._pad_multiple)
-            yield collate(samples, self.processor, rows=self._rows, length=length)
+            yield {replica: self._batch(number, replica) for replica in self._replicas}
+
+    def _batch(self, number: int, replica: int) -> Batch:
+        first = (number * self._dp_size + replica) * self._rows
+        loaded = [self._load(*place) for place in self._chosen[first : first + self._rows]]
+        samples = [sample for sample in loaded if sample is not None]
+        length = padded_length(samples, self._pad_multiple)
+        return collate(samples, self.processor, rows=self._rows, length=length)
 
     def examples(self, number: int) -> list[Example]:
         """Samples to generate answers for, spread evenly over the set; bad ones are left out."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import DataConfig
-from loongforge.data.batch import BadSample, StepData, collate, padded_length
+from loongforge.data.batch import BadSample, Batch, StepData, collate, padded_length
 from loongforge.data.fetch import BadSampleError, SampleFetcher
 from loongforge.data.order import SampleOrder
 from loongforge.data.processing import ProcessedSample, SampleProcessor
@@ -17,7 +18,7 @@ MAX_ATTEMPTS = 100
 
 
 class TrainLoader:
-    """Gives one data-parallel rank its micro-batches of any step.
+    """Gives a rank the micro-batches of any step, of every LLM replica that it works on.
 
     `load(step)` depends on nothing but the data, the seed and its arguments: the sample at every position of the global
     order is the same for every number of ranks, and a resumed run needs only its step. Steps ahead are prepared by a
@@ -32,7 +33,7 @@ class TrainLoader:
         seed: int,
         global_batch_size: int,
         micro_batch_size: int,
-        dp_rank: int = 0,
+        replicas: Sequence[int] = (0,),
         dp_size: int = 1,
         pad_multiple: int = 1,
     ):
@@ -43,9 +44,9 @@ class TrainLoader:
         seed: decides the order.
         global_batch_size: samples of a step over all ranks.
         micro_batch_size: samples of a batch (B).
-        dp_rank: this rank among the data-parallel ones.
-        dp_size: number of data-parallel ranks.
-        pad_multiple: S is a multiple of this (tensor-parallel size under sequence parallelism).
+        replicas: data-parallel replicas that this rank works on.
+        dp_size: number of data-parallel replicas.
+        pad_multiple: S is a multiple of this (tensor and context parallelism divide the rows).
 
         Raises:
             UserError: sizes that do not divide, or data that cannot be opened.
@@ -63,7 +64,7 @@ class TrainLoader:
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.num_micro_batches = global_batch_size // (micro_batch_size * dp_size)
-        self._dp_rank = dp_rank
+        self._replicas = tuple(replicas)
         self._dp_size = dp_size
         self._pad_multiple = pad_multiple
         self._skip = data.bad_sample == "skip"
@@ -81,7 +82,7 @@ class TrainLoader:
         return self.order.epoch(step * self.global_batch_size)
 
     def load(self, step: int) -> StepData:
-        """This rank's micro-batches of a step (0-based).
+        """Micro-batches of a step (0-based).
 
         Raises:
             UserError: a bad sample under the policy `fail`, or nothing but bad samples; it names the sample.
@@ -101,21 +102,24 @@ class TrainLoader:
         if self._worker is not None:
             self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def positions(self, step: int, micro_batch: int) -> range:
-        """Positions of the global order that this rank's micro-batch takes."""
+    def positions(self, step: int, micro_batch: int, replica: int) -> range:
+        """Positions of the global order that a replica's micro-batch takes."""
         rows = self.micro_batch_size
-        first = step * self.global_batch_size + (micro_batch * self._dp_size + self._dp_rank) * rows
+        first = step * self.global_batch_size + (micro_batch * self._dp_size + replica) * rows
         return range(first, first + rows)
 
     def _make(self, step: int) -> StepData:
-        bad: list[BadSample] = []
+        bad: dict[int, list[BadSample]] = {replica: [] for replica in self._replicas}
+        return StepData({replica: self._micro_batches(step, replica, bad[replica]) for replica in bad}, bad)
+
+    def _micro_batches(self, step: int, replica: int, bad: list[BadSample]) -> list[Batch]:
         groups = [
-            [self._sample(position, step, bad) for position in self.positions(step, m)]
+            [self._sample(position, step, bad) for position in self.positions(step, m, replica)]
             for m in range(self.num_micro_batches)
         ]
         length = padded_length([sample for group in groups for sample in group], self._pad_multiple)
         rows, processor = self.micro_batch_size, self.fetcher.processor
-        return StepData([collate(group, processor, rows=rows, length=length) for group in groups], bad)
+        return [collate(group, processor, rows=rows, length=length) for group in groups]
 
     def _sample(self, position: int, step: int, bad: list[BadSample]) -> ProcessedSample:
         """The sample of a position, or the first good one of its replacements; these depend on the position alone."""

@@ -37,14 +37,14 @@ def evaluate(config: Config, tree: dict[str, Any], *, checkpoint: str, data: str
     if source.builtin is not None:
         builtin.build(source.builtin, source.dir)
     with loaded_model(config, checkpoint) as loaded:
-        layout, place = loaded.runner.groups.layout, loaded.runner.groups.place
+        groups = loaded.runner.groups
         loader = EvalLoader(
             source,
             loaded.processor,
             micro_batch_size=config.trainer.eval_micro_batch_size,
-            dp_rank=place.dp,
-            dp_size=layout.dp,
-            pad_multiple=layout.tp,
+            replicas=groups.replicas,
+            dp_size=groups.layout.dp,
+            pad_multiple=groups.layout.sequence_multiple,
         )
         scores = score_batches(loaded.runner, loader)
         summary, everyone = summarize(loaded.runner, scores), gather_scores(loaded.runner, scores)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from loongforge.model.execution import Runner
+from loongforge.parallel.session import gather_lists
 
 
 @dataclass(frozen=True)
@@ -26,55 +27,84 @@ class _Inputs:
     tokens: torch.Tensor
     labels: torch.Tensor
     images: torch.Tensor
+    cu_seqlens: torch.Tensor | None = None
 
 
 def greedy(
     runner: Runner, prompts: Sequence[Prompt], *, eos_id: int, max_new_tokens: int, max_length: int
 ) -> list[list[int]]:
-    """Continues each prompt with the most likely tokens.
+    """Continues each prompt with the most likely tokens. Collective over the world.
 
-    Every rank of one data-parallel replica calls it with the same prompts, and gets the same answer.
+    The first LLM replica and the encoders that serve it do the work; images are encoded once.
 
     Args:
         runner: Of the model.
-        prompts: At least one.
+        prompts: The same on every rank that works on the first replica; others may pass none.
         eos_id: Ends an answer; not part of it.
         max_new_tokens: Longest answer.
         max_length: Longest sequence, prompt included.
 
     Returns:
-        New tokens of each prompt.
+        New tokens of each prompt, on every rank.
     """
-    rows = [list(prompt.ids) for prompt in prompts]
-    pixels = np.concatenate([prompt.images for prompt in prompts])
-    open_rows = set(range(len(rows)))
-    for _ in range(max_new_tokens):
-        open_rows -= {i for i in open_rows if len(rows[i]) >= max_length}
-        if not open_rows:
-            break
-        best = _next_tokens(runner, rows, torch.from_numpy(pixels), pad_id=eos_id)
-        for i in sorted(open_rows):
-            if best[i] in (
-                eos_id,
-                runner.model.image_token,
-            ):  # an image token would stand for an image that is not there
-                open_rows.remove(i)
-            else:
-                rows[i].append(best[i])
-    return [row[len(prompt.ids) :] for row, prompt in zip(rows, prompts, strict=True)]
+    groups = runner.groups
+    new: list[list[int]] = []
+    if prompts and 0 in groups.replicas:
+        loop = _Loop(runner, prompts, eos_id, max_new_tokens, max_length)
+        image_rows = runner.encode({0: [loop.batch()]})
+        if groups.place is not None and groups.place.dp == 0:
+            new = loop.run(image_rows)
+    return gather_lists(new if groups.reported == 0 else [])
 
 
-def _next_tokens(runner: Runner, rows: list[list[int]], images: torch.Tensor, pad_id: int) -> list[int]:
-    multiple = runner.groups.layout.tp  # sequence parallelism divides the length
-    length = -(-max(map(len, rows)) // multiple) * multiple
-    tokens = torch.tensor([row + [pad_id] * (length - len(row)) for row in rows])
-    last = torch.tensor([(len(row) - 1) * len(rows) + i for i, row in enumerate(rows)])
+class _Loop:
+    """Growing rows of one LLM replica."""
 
-    def pick(hidden: torch.Tensor, _: object) -> torch.Tensor:
-        return runner.model.llm.best_tokens(runner.model.llm.logits(hidden, last.to(hidden.device)))
+    def __init__(
+        self, runner: Runner, prompts: Sequence[Prompt], eos_id: int, max_new_tokens: int, max_length: int
+    ) -> None:
+        self.runner, self.eos_id, self.max_new_tokens, self.max_length = runner, eos_id, max_new_tokens, max_length
+        self.prompt_lengths = [len(prompt.ids) for prompt in prompts]
+        self.rows = [list(prompt.ids) for prompt in prompts]
+        self.images = torch.from_numpy(np.concatenate([prompt.images for prompt in prompts])).to(runner.device)
+        layout = runner.groups.layout
+        # where ranks divide the rows, a row that grew would move image tokens from rank to rank
+        divided = layout.sequence_parallel or layout.llm.cp > 1
+        self.shortest = min(max(self.prompt_lengths) + max_new_tokens, max_length) if divided else 1
 
-    device = runner.device
-    batch = _Inputs(tokens.to(device), torch.full_like(tokens, -100).to(device), images.to(device))
-    found = runner.forward([batch], pick)
-    best = found[0] if found else torch.zeros(len(rows), dtype=torch.int64, device=device)
-    return runner.from_last_stage(best).tolist()
+    def batch(self) -> _Inputs:
+        """The rows so far, padded."""
+        multiple = self.runner.groups.layout.sequence_multiple
+        length = -(-max(self.shortest, *map(len, self.rows)) // multiple) * multiple
+        tokens = torch.tensor([row + [self.eos_id] * (length - len(row)) for row in self.rows])
+        tokens = tokens.to(self.runner.device)
+        return _Inputs(tokens, torch.full_like(tokens, -100), self.images)
+
+    def run(self, image_rows: Sequence[torch.Tensor | None]) -> list[list[int]]:
+        """Appends tokens until every row has ended; returns the new ones of each."""
+        open_rows = set(range(len(self.rows)))
+        spec = self.runner.model.images
+        for _ in range(self.max_new_tokens):
+            open_rows -= {i for i in open_rows if len(self.rows[i]) >= self.max_length}
+            if not open_rows:
+                break
+            best = self._next_tokens(image_rows)
+            for i in sorted(open_rows):
+                # an image token would stand for an image that is not there
+                if best[i] == self.eos_id or (spec is not None and best[i] == spec.token):
+                    open_rows.remove(i)
+                else:
+                    self.rows[i].append(best[i])
+        return [row[length:] for row, length in zip(self.rows, self.prompt_lengths, strict=True)]
+
+    def _next_tokens(self, image_rows: Sequence[torch.Tensor | None]) -> list[int]:
+        runner, rows = self.runner, self.rows
+        last = torch.tensor([(len(row) - 1) * len(rows) + i for i, row in enumerate(rows)])
+
+        def pick(hidden: torch.Tensor, _: object) -> torch.Tensor:
+            logits = runner.model.llm.logits(hidden, last.to(hidden.device), gathered=True)
+            return runner.model.llm.best_tokens(logits)
+
+        found = runner.forward([self.batch()], image_rows, pick)
+        best = found[0] if found else torch.zeros(len(rows), dtype=torch.int64, device=runner.device)
+        return runner.from_last_stage(best).tolist()

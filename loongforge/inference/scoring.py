@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,17 +42,25 @@ class Summary:
     label_tokens: int
 
 
-def score_batches(runner: Runner, batches: Iterable[Batch]) -> list[SampleScore]:
-    """Scores this data-parallel rank's batches; empty except on the last pipeline stage."""
+def score_batches(runner: Runner, batches: Iterable[Mapping[int, Batch]]) -> list[SampleScore]:
+    """Scores the batches of this rank's LLM replica; empty except on the last pipeline stage.
+
+    Args:
+        runner: Of the model.
+        batches: By LLM replica, of all replicas that this rank works on.
+    """
+    place = runner.groups.place
     scores = []
-    for batch in batches:
-        for part in runner.forward([batch], lambda hidden, data: _score(runner, hidden, data)):
-            scores += part
+    for by_replica in batches:
+        image_rows = runner.encode({replica: [batch] for replica, batch in by_replica.items()})
+        if place is not None:
+            for part in runner.forward([by_replica[place.dp]], image_rows, lambda hidden, b: _score(runner, hidden, b)):
+                scores += part
     return scores
 
 
 def _score(runner: Runner, hidden: torch.Tensor, batch: Batch) -> list[SampleScore]:
-    logits, targets = runner.model.label_logits(hidden, batch.labels)
+    logits, targets = runner.model.label_logits(hidden, batch.labels, gathered=True)
     logprobs = (-runner.model.llm.token_losses(logits, targets)).tolist()
     right = (runner.model.llm.best_tokens(logits) == targets).tolist()
     scores, start = [], 0
@@ -66,7 +74,8 @@ def _score(runner: Runner, hidden: torch.Tensor, batch: Batch) -> list[SampleSco
 
 def _counts_here(runner: Runner) -> bool:
     """One rank of each data-parallel replica reports."""
-    return runner.model.post_process and runner.groups.place.tp == 0
+    place = runner.groups.place
+    return runner.model.post_process and place is not None and (place.tp, place.cp) == (0, 0)
 
 
 def summarize(runner: Runner, scores: list[SampleScore]) -> Summary:

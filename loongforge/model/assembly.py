@@ -10,7 +10,7 @@ from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.sharding import draw_parameters, mark_tensor_parallel
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.schema import ComponentConfig, Config
-from loongforge.model.vlm import VisionLanguageModel
+from loongforge.model.vlm import ImageSpec, VisionLanguageModel
 from loongforge.parallel.groups import Groups
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -22,6 +22,10 @@ def component_configs(config: Config) -> dict[str, ComponentConfig]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
+def _dtype(config: Config, component: ComponentConfig) -> torch.dtype:
+    return DTYPES[component.dtype or config.trainer.precision]
+
+
 def _context(config: Config, name: str, groups: Groups) -> BuildContext | None:
     component = component_configs(config)[name]
     collection = groups.of(name)
@@ -30,8 +34,8 @@ def _context(config: Config, name: str, groups: Groups) -> BuildContext | None:
     is_llm = name == "llm"
     return BuildContext(
         groups=collection,
-        dtype=DTYPES[component.dtype or config.trainer.precision],
-        pp=groups.layout.pp if is_llm else 1,
+        dtype=_dtype(config, component),
+        pp=groups.layout.llm.pp if is_llm else 1,
         sequence_parallel=groups.layout.sequence_parallel and is_llm,
         recompute=config.trainer.recompute == "full",
     )
@@ -64,7 +68,21 @@ def build_model(config: Config, groups: Groups, *, image_token: int | None) -> V
         image_token: Id of the image placeholder in the tokenizer; None for a text-only model.
     """
     parts = {name: _build_component(config, name, groups) for name in ("vision", "projector", "llm")}
-    vision = config.model.vision
-    return VisionLanguageModel(
-        **parts, image_token=image_token, encode_without_grad=vision is not None and vision.freeze
+    return VisionLanguageModel(**parts, images=image_spec(config, image_token))
+
+
+def image_spec(config: Config, image_token: int | None) -> ImageSpec | None:
+    """What images become in this model; None for a text-only one."""
+    vision, projector, llm = config.model.vision, config.model.projector, config.model.llm
+    if image_token is None or not isinstance(vision, VisionConfig) or projector is None:
+        return None
+    assert isinstance(llm, LLMConfig)
+    return ImageSpec(
+        token=image_token,
+        feature_shape=(vision.num_image_tokens, vision.output_size),
+        feature_dtype=_dtype(config, vision),
+        row_size=llm.hidden_size,
+        row_dtype=_dtype(config, llm),
+        vision_trains=not vision.freeze,
+        projector_trains=not projector.freeze,
     )

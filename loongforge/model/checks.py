@@ -21,14 +21,15 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
     """Sizes that do not fit one another or the layout, each with its key."""
     vision, projector, llm = model.vision, model.projector, model.llm
     assert isinstance(llm, LLMConfig)
-    found = [f"model.llm.{line}" for line in llm.problems(layout.tp, layout.pp)]
+    found = [f"model.llm.{line}" for line in llm.problems(layout.llm.tp, layout.llm.pp)]
     if (vision is None) != (projector is None):
         missing = "projector" if projector is None else "vision"
         found.append(f"model.{missing} is missing: vision and projector come together, or neither for text only")
     if isinstance(vision, VisionConfig) and isinstance(projector, ProjectorConfig):
-        found += [f"model.vision.{line}" for line in vision.problems(layout.tp)]
+        found += [f"model.vision.{line}" for line in vision.problems(layout.vision.tp if layout.vision else 1)]
         sizes = dict(input_size=vision.output_size, output_size=llm.hidden_size)
-        found += [f"model.projector.{line}" for line in projector.problems(layout.tp, **sizes)]
+        tp = layout.projector.tp if layout.projector else 1
+        found += [f"model.projector.{line}" for line in projector.problems(tp, **sizes)]
         tokens = projector.num_tokens(vision.num_image_tokens)
         if tokens >= llm.max_seq_len:
             found.append(f"an image takes {tokens} tokens, but model.llm.max_seq_len={llm.max_seq_len}")

@@ -1,8 +1,9 @@
-"""Runs the composed model over micro-batches through megatron-core's schedules (any number of pipeline stages)."""
+"""Runs the composed model over micro-batches: encoders in windows, the LLM through megatron-core's schedules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,10 +11,16 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-from loongforge.model.vlm import Inputs, VisionLanguageModel
+from loongforge.model.ahead import ImageRowStream, encode_ahead, windows_ahead
+from loongforge.model.encoding import Bridge, ImageEncoder
+from loongforge.model.vlm import VisionLanguageModel
+from loongforge.model.windows import Inputs, Window, window_size
+from loongforge.parallel.exchange import Exchange, Message
 from loongforge.parallel.groups import Groups
 
 Result = TypeVar("Result")
+MicroBatches = Mapping[int, Sequence[Inputs]]
+"""Micro-batches by LLM replica, of all replicas that a rank works on (`Groups.replicas`)."""
 
 
 class Runner:
@@ -22,80 +29,185 @@ class Runner:
     Args:
         model: This rank's parts.
         groups: Of all components; the LLM's pipeline carries the activations.
+        encode_window: Micro-batches whose images are encoded together; None: see `window_size`.
+        observe: Called with every message of image rows that this rank receives.
     """
 
-    def __init__(self, model: VisionLanguageModel, groups: Groups) -> None:
-        self.model, self.groups = model, groups
-        self.pipelined = groups.layout.pp > 1
-        self.device = next(model.llm.parameters()).device
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        groups: Groups,
+        *,
+        encode_window: int | None = None,
+        observe: Callable[[Message], None] | None = None,
+    ) -> None:
+        self.model, self.groups, self.encode_window = model, groups, encode_window
+        self.pipelined = groups.layout.llm.pp > 1
+        self.device = next(model.parameters()).device
+        if model.images is not None:
+            exchange = Exchange(groups, observe)
+            self.encoder = ImageEncoder(model, groups, exchange, self.device)
+            self.bridge = Bridge(model.images, groups, exchange, self.device)
 
-    def _schedule(self, micro_batches: Sequence[Inputs], step: Callable[..., Any], **options: Any) -> list[Any]:
-        num_samples, length = micro_batches[0].tokens.shape
-        config = self.model.config
-        if self.pipelined:
-            options["p2p_communicator"] = P2PCommunicator(pp_group=self.groups.llm.pp, config=config)
-        run = get_forward_backward_func(pp_size=self.groups.layout.pp, vp_size=None)
-        return run(
-            forward_step_func=step,
-            data_iterator=iter(micro_batches),
-            model=self.model,
-            num_microbatches=len(micro_batches),
-            seq_length=length,
-            micro_batch_size=num_samples,
-            pg_collection=self.groups.llm,
-            **options,
-        )
-
-    def train(self, micro_batches: Sequence[Inputs], num_label_tokens: int) -> torch.Tensor:
+    def train(self, micro_batches: MicroBatches, num_label_tokens: int) -> torch.Tensor:
         """Adds the gradient of `sum of losses / num_label_tokens` to the model's gradients.
 
         Args:
-            micro_batches: This rank's, all of one shape `[B, S]`.
+            micro_batches: All of one replica have one shape `[B, S]`; every replica has as many.
             num_label_tokens: Labelled tokens of the whole global batch, over all ranks.
 
         Returns:
             float64 scalar: this rank's part of that quotient; 0 except on the last pipeline stage.
         """
-        one = torch.ones((), dtype=torch.int, device=self.device)
-
-        def step(batches: Iterator[Inputs], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
-            batch = next(batches)
-
-            def loss(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-                mean = model.losses(hidden, batch.labels).sum() / num_label_tokens
-                return mean, one, mean.detach().double()
-
-            return model(batch), loss
-
-        parts = self._schedule(micro_batches, step)
+        if self.model.images is None:
+            parts = self._train_llm(self._own(micro_batches), num_label_tokens, lambda number: None)
+        elif self.groups.layout.decoupled:
+            parts = self._train_decoupled(micro_batches, num_label_tokens)
+        else:
+            parts = []
+            for part in self._windows(micro_batches):
+                parts += self._train_window(part, num_label_tokens)
         return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64, device=self.device)
 
+    def _train_window(self, micro_batches: MicroBatches, num_label_tokens: int) -> list[torch.Tensor]:
+        """Colocated: all ranks encode, then the LLM runs, then gradients return."""
+        window = self._window(micro_batches)
+        encoded = self.encoder.forward(window)
+        delivery = self.bridge.deliver(window, encoded.rows)
+        rows = self.bridge.accept(window, delivery)
+        delivery.sent()
+        parts = self._train_llm(self._own(micro_batches), num_label_tokens, rows.__getitem__)
+        if self.bridge.returns:
+            returned = self.bridge.give_back(window, rows)
+            self.encoder.backward(encoded, returned.wait())
+            returned.sent()
+        return parts
+
+    def _train_decoupled(self, micro_batches: MicroBatches, num_label_tokens: int) -> list[torch.Tensor]:
+        windows = [self._window(part) for part in self._windows(micro_batches)]
+        size = self._window_size(micro_batches)
+        depth = windows_ahead(self.groups.layout.llm.pp, size)
+        if self.model.llm is None:
+            encode_ahead(self.encoder, self.bridge, windows, depth)
+            return []
+        stream = ImageRowStream(self.bridge, windows, size, depth)
+        parts = self._train_llm(self._own(micro_batches), num_label_tokens, stream.rows)
+        stream.close()
+        return parts
+
+    def _train_llm(
+        self, batches: Sequence[Inputs], num_label_tokens: int, image_rows: Callable[[int], torch.Tensor | None]
+    ) -> list[torch.Tensor]:
+        one = torch.ones((), dtype=torch.int, device=self.device)
+
+        def step(numbered: Iterator[Any], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
+            number, batch = next(numbered)
+
+            def loss(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+                mean = model.losses(hidden, batch).sum() / num_label_tokens
+                return mean, one, mean.detach().double()
+
+            return model(batch, image_rows(number) if model.pre_process else None), loss
+
+        return self._schedule(batches, step)
+
+    def _own(self, micro_batches: MicroBatches) -> Sequence[Inputs]:
+        """Of the LLM replica that this rank is a part of."""
+        place = self.groups.place
+        return [] if place is None else micro_batches.get(place.dp, [])
+
+    def _window_size(self, micro_batches: MicroBatches) -> int:
+        first = next(iter(micro_batches.values()))
+        return window_size(self.groups.layout, self.encode_window, len(first), first[0].tokens.shape[0])
+
+    def _windows(self, micro_batches: MicroBatches) -> list[MicroBatches]:
+        size, number = self._window_size(micro_batches), len(next(iter(micro_batches.values())))
+        return [
+            {replica: batches[first : first + size] for replica, batches in micro_batches.items()}
+            for first in range(0, number, size)
+        ]
+
+    def _window(self, micro_batches: MicroBatches) -> Window:
+        assert self.model.images is not None
+        return Window(self.groups.layout, micro_batches, self.model.images.token)
+
+    def _schedule(self, micro_batches: Sequence[Inputs], step: Callable[..., Any], **options: Any) -> list[Any]:
+        if not micro_batches:
+            return []
+        num_samples, length = micro_batches[0].tokens.shape
+        config = self.model.config
+        groups = self.groups.llm
+        assert groups is not None
+        if self.pipelined:
+            options["p2p_communicator"] = P2PCommunicator(pp_group=groups.pp, config=config)
+        run = get_forward_backward_func(pp_size=self.groups.layout.llm.pp, vp_size=None)
+        return run(
+            forward_step_func=step,
+            data_iterator=iter(enumerate(micro_batches)),
+            model=self.model,
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=num_samples,
+            pg_collection=groups,
+            **options,
+        )
+
     @torch.no_grad()
-    def forward(self, micro_batches: Sequence[Inputs], consume: Callable[[torch.Tensor, Any], Result]) -> list[Result]:
-        """Forward passes only.
+    def encode(self, micro_batches: MicroBatches) -> list[torch.Tensor | None]:
+        """Encodes images, without gradients; every rank that works on these replicas takes part.
+
+        Returns:
+            Image rows of each of this rank's own micro-batches, for `forward`; empty where it merges none.
+        """
+        if self.model.images is None:
+            return [None] * len(self._own(micro_batches))
+        window = self._window(micro_batches)
+        with self._evaluating():
+            delivery = self.bridge.deliver(window, self.encoder.forward(window).rows)
+            rows = self.bridge.accept(window, delivery)
+            delivery.sent()
+        return rows
+
+    @torch.no_grad()
+    def forward(
+        self,
+        batches: Sequence[Inputs],
+        image_rows: Sequence[torch.Tensor | None],
+        consume: Callable[[torch.Tensor, Any], Result],
+    ) -> list[Result]:
+        """Forward passes of the LLM only.
 
         Args:
-            micro_batches: This rank's, all of one shape `[B, S]`.
-            consume: Called on the last stage with the hidden states `[S, B, H]` of a micro-batch, and that batch.
+            batches: Micro-batches of this rank's own replica, all of one shape `[B, S]`.
+            image_rows: From `encode`.
+            consume: Called on the last stage with the hidden states `[S, B, H]` of all positions of a micro-batch, and
+                that batch.
 
         Returns:
             What `consume` returned, in order; empty on other stages.
         """
 
-        def step(batches: Iterator[Inputs], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
-            batch = next(batches)
-            return model(batch), lambda hidden, non_loss_data: consume(hidden, batch)
+        def step(numbered: Iterator[Any], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
+            number, batch = next(numbered)
+            output = model(batch, image_rows[number] if model.pre_process else None)
+            return output, lambda hidden, non_loss_data: consume(model.llm.whole(hidden), batch)
 
+        with self._evaluating():
+            return self._schedule(batches, step, forward_only=True, collect_non_loss_data=True)
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
         was_training = self.model.training
         self.model.eval()
         try:
-            return self._schedule(micro_batches, step, forward_only=True, collect_non_loss_data=True)
+            yield
         finally:
             self.model.train(was_training)
 
     def from_last_stage(self, tensor: torch.Tensor) -> torch.Tensor:
         """The last pipeline stage's tensor on every stage of the pipeline; shapes and dtypes agree."""
         if self.pipelined:
+            assert self.groups.llm is not None
             group = self.groups.llm.pp
             dist.broadcast(tensor, src=dist.get_process_group_ranks(group)[-1], group=group)
         return tensor

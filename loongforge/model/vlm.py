@@ -1,30 +1,40 @@
 """The composed model: encode -> project -> merge into the token stream -> LLM -> loss.
 
 Shapes: `B` samples, `S` tokens of a padded row, `N` images, `P` features of an image, `H` the LLM's width,
-`T` positions with a label, `V` vocabulary.
+`T` positions with a label, `V` vocabulary. Under context and sequence parallelism a rank sees its own part of S.
 """
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 
+from loongforge.components.transformer.sequence import SequenceView
+from loongforge.model.windows import Inputs
+from loongforge.parallel.routes import context_positions
+
 IGNORED = -100  # label of a position that is not learned
 
 
-class Inputs(Protocol):
-    """What the model reads of a micro-batch (`loongforge.data.batch.Batch` is one)."""
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """What images become on their way; every rank knows it, whichever parts it holds."""
 
-    tokens: torch.Tensor
-    """int64 `[B, S]`; every image token stands for one feature vector."""
-    labels: torch.Tensor
-    """int64 `[B, S]`: target of each position, or -100."""
-    images: torch.Tensor
-    """float32 `[N, 3, height, width]`, in the order in which they appear."""
+    token: int
+    """Id that image rows replace."""
+    feature_shape: tuple[int, int]
+    """`(P, width)` of what the vision encoder gives for an image."""
+    feature_dtype: torch.dtype
+    row_size: int
+    """H."""
+    row_dtype: torch.dtype
+    """Of the LLM's embeddings."""
+    vision_trains: bool
+    projector_trains: bool
 
 
 class VisionLanguageModel(MegatronModule):
@@ -34,8 +44,7 @@ class VisionLanguageModel(MegatronModule):
         vision: `[N, 3, height, width]` -> `[P, N, width]`.
         projector: `[P, N, width]` -> `[P, N, H]`.
         llm: Embedding, decoder and output layer (see `LlamaModel` for the methods used here).
-        image_token: Id that image features replace; None without images.
-        encode_without_grad: The encoder is frozen: keep no activations for its backward pass.
+        images: What images become; None for a text-only model.
     """
 
     model_type = ModelType.encoder_or_decoder
@@ -46,15 +55,13 @@ class VisionLanguageModel(MegatronModule):
         vision: torch.nn.Module | None,
         projector: torch.nn.Module | None,
         llm: Any,
-        image_token: int | None,
-        encode_without_grad: bool = False,
+        images: ImageSpec | None,
     ) -> None:
-        super().__init__(llm.config)
-        self.vision, self.projector, self.llm = vision, projector, llm
-        self.image_token = image_token
-        self.encode_without_grad = encode_without_grad
-        self.pre_process, self.post_process = llm.pre_process, llm.post_process
-        self.share_embeddings_and_output_weights = llm.share_embeddings_and_output_weights
+        super().__init__(next(part for part in (llm, vision, projector) if part is not None).config)
+        self.vision, self.projector, self.llm, self.images = vision, projector, llm, images
+        self.pre_process = llm is not None and llm.pre_process
+        self.post_process = llm is not None and llm.post_process
+        self.share_embeddings_and_output_weights = llm is not None and llm.share_embeddings_and_output_weights
 
     def shared_embedding_or_output_weight(self) -> torch.Tensor | None:
         """The tied embedding, for megatron-core's schedules."""
@@ -70,39 +77,60 @@ class VisionLanguageModel(MegatronModule):
         parts = {"vision": self.vision, "projector": self.projector, "llm": self.llm}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `[N, 3, height, width]` -> LLM embeddings `[N * P, H]`, image by image."""
-        assert self.vision is not None and self.projector is not None
-        with torch.no_grad() if self.encode_without_grad else contextlib.nullcontext():
-            features = self.vision(images)
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """Features `[N, P, width]` -> LLM embeddings `[N, P, H]`."""
+        assert self.projector is not None
         dtype = next((param.dtype for param in self.projector.parameters()), features.dtype)
-        projected = self.projector(features.to(dtype))  # [P, N, H]
-        return projected.transpose(0, 1).flatten(0, 1)
+        return self.projector(features.transpose(0, 1).to(dtype)).transpose(0, 1)
 
-    def embed(self, batch: Inputs) -> torch.Tensor:
-        """Token embeddings `[S, B, H]` with image features in the places of image tokens."""
-        embeddings = self.llm.embed(batch.tokens)
-        if self.image_token is None or not len(batch.images):
+    def view(self, batch: Inputs) -> SequenceView:
+        """The positions of a micro-batch that this rank works on."""
+        length, group = batch.tokens.shape[1], self.llm.cp_group
+        positions = torch.from_numpy(context_positions(length, group.rank(), group.size())).to(batch.tokens.device)
+        return SequenceView(positions, length, batch.cu_seqlens)
+
+    def embed(self, tokens: torch.Tensor, image_rows: torch.Tensor | None) -> torch.Tensor:
+        """Token embeddings `[S, B, H]` with image rows in the places of image tokens.
+
+        Args:
+            tokens: int64 `[B, S]`, this context-parallel rank's.
+            image_rows: `[n, H]` in the order of this rank's image tokens, sample by sample; None: it has none.
+        """
+        embeddings = self.llm.embed(tokens)
+        if image_rows is None:
             # Without images and with a frozen LLM nothing would need a gradient, and the backward pass would not run.
             return embeddings.requires_grad_(torch.is_grad_enabled()) if embeddings.is_leaf else embeddings
+        assert self.images is not None
         num_rows, num_samples, width = embeddings.shape
-        sample, position = (batch.tokens == self.image_token).nonzero(as_tuple=True)
-        features = self.encode(batch.images).to(embeddings.dtype)
+        if num_rows < tokens.shape[1]:  # sequence parallelism
+            part = self.llm.tp_group.rank()
+            tokens = tokens[:, part * num_rows : (part + 1) * num_rows]
+        sample, position = (tokens == self.images.token).nonzero(as_tuple=True)
         flat = embeddings.reshape(num_rows * num_samples, width)
-        return flat.index_copy(0, position * num_samples + sample, features).view_as(embeddings)
+        rows = image_rows.to(embeddings.dtype)
+        return flat.index_copy(0, position * num_samples + sample, rows).view_as(embeddings)
 
-    def forward(self, batch: Inputs) -> torch.Tensor:
+    def forward(self, batch: Inputs, image_rows: torch.Tensor | None = None) -> torch.Tensor:
         """This pipeline stage's work: hidden states `[S, B, H]` (the last stage's are normalised)."""
-        embeddings = self.embed(batch) if self.pre_process else None
-        return self.llm(embeddings, batch.tokens.shape[1])
+        view = self.view(batch)
+        embeddings = self.embed(batch.tokens[:, view.positions], image_rows) if self.pre_process else None
+        return self.llm(embeddings, view)
 
-    def label_logits(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[T, V / tp]` and targets `[T]` of the labelled positions, sample by sample. Last stage only."""
+    def label_logits(
+        self, hidden: torch.Tensor, labels: torch.Tensor, *, gathered: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[T, V / tp]` and targets `[T]` of the labelled positions, sample by sample. Last stage only.
+
+        Args:
+            hidden: From `forward`, or all positions from `llm.whole`.
+            labels: int64 `[B, S]` of the same positions.
+            gathered: `hidden` is from `llm.whole`.
+        """
         sample, position = (labels != IGNORED).nonzero(as_tuple=True)
-        logits = self.llm.logits(hidden, position * labels.shape[0] + sample)
+        logits = self.llm.logits(hidden, position * labels.shape[0] + sample, gathered=gathered)
         return logits, labels[sample, position]
 
-    def losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy `[T]` of the labelled positions, float32, in nats. Last stage only."""
-        logits, targets = self.label_logits(hidden, labels)
+    def losses(self, hidden: torch.Tensor, batch: Inputs) -> torch.Tensor:
+        """Cross-entropy `[T]` of the labelled ones of this rank's positions, float32, in nats. Last stage only."""
+        logits, targets = self.label_logits(hidden, batch.labels[:, self.view(batch).positions])
         return self.llm.token_losses(logits, targets)

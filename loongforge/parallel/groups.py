@@ -6,11 +6,23 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.hyper_comm_grid import HyperCommGrid
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-from loongforge.parallel.layout import Coordinates, Layout
+from loongforge.parallel.grid import Coordinates, Grid
+from loongforge.parallel.layout import Layout
+
+_AXES = {
+    "tp": ("tp",),
+    "cp": ("cp",),
+    "dp": ("dp",),
+    "pp": ("pp",),
+    "dp_cp": ("dp", "cp"),
+    "tp_cp": ("tp", "cp"),
+    "mp": ("tp", "pp"),
+    "everyone": ("tp", "cp", "dp", "pp"),
+    "single": (),
+}
 
 
 @dataclass(frozen=True)
@@ -18,55 +30,97 @@ class Groups:
     """This rank's groups; None for a component that it does not hold."""
 
     layout: Layout
-    place: Coordinates
-    llm: ProcessGroupCollection
-    encoder: ProcessGroupCollection | None
+    rank: int
+    llm: ProcessGroupCollection | None
+    vision: ProcessGroupCollection | None = None
+    projector: ProcessGroupCollection | None = None
+    forward: dist.ProcessGroup | None = None
+    """Carries image-token embeddings from encoders to the LLM; None: the default group."""
+    backward: dist.ProcessGroup | None = None
+    """Carries their gradients back, beside `forward`."""
 
     def of(self, component: str) -> ProcessGroupCollection | None:
         """Groups of `vision`, `projector` or `llm`."""
-        return self.llm if component == "llm" else self.encoder
+        collection: ProcessGroupCollection | None = getattr(self, component)
+        return collection
+
+    @property
+    def place(self) -> Coordinates | None:
+        """This rank's place in the LLM; None where it holds an encoder only."""
+        return self.layout.llm.place(self.rank)
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """LLM replicas whose samples this rank works on."""
+        return self.layout.replicas(self.rank)
+
+    @property
+    def reported(self) -> int | None:
+        """The LLM replica that this rank speaks for; None where another rank does."""
+        place = self.place
+        if place is None or self.layout.reporting_rank(place.dp) != self.rank:
+            return None
+        return place.dp
 
 
 def make_groups(layout: Layout, dist_backend: str, *, seed: int = 1234) -> Groups:
     """Makes all groups, and seeds the random states of megatron-core. Collective over the world.
 
-    The LLM's sizes go to megatron-core's global state too, since parts of it still read that: the vocabulary-parallel
-    cross-entropy, tied embeddings in checkpoints, the random state tracker.
+    Groups of the same ranks are made once. megatron-core's global parallel state knows no groups: all that it builds is
+    told its own.
     """
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tp,
-        pipeline_model_parallel_size=layout.pp,
-        create_gloo_process_groups=False,
-    )
-    model_parallel_cuda_manual_seed(seed)
-    llm = ProcessGroupCollection.use_mpu_process_groups()
-    encoder = llm if layout.pp == 1 else _encoder_groups(layout, dist_backend)
-    return Groups(layout, layout.coordinates(dist.get_rank()), llm, encoder)
+    rank = dist.get_rank()
+    known: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
+    collections = {
+        name: _collection(grid, rank, dist_backend, known, ties=name == "llm") for name, grid in layout.grids().items()
+    }
+    place = layout.llm.place(rank)
+    parallel_state._set_global_memory_buffer()  # sequence parallelism gathers into it
+    model_parallel_cuda_manual_seed(seed, tp_rank=place.tp if place else 0, ep_rank=0, etp_rank=0)
+    ways: dict[str, dist.ProcessGroup] = {}
+    if layout.decoupled:
+        # one communicator per direction: a gradient never waits behind embeddings that are still to be made
+        everyone = list(range(layout.world_size))
+        ways = {way: dist.new_group(everyone, backend=dist_backend) for way in ("forward", "backward")}
+        for group in ways.values():
+            dist.barrier(group)  # NCCL wants all ranks in a group's first call
+    return Groups(layout, rank, collections["llm"], collections.get("vision"), collections.get("projector"), **ways)
 
 
-def _encoder_groups(layout: Layout, dist_backend: str) -> ProcessGroupCollection | None:
-    """Groups over the first pipeline stage. Every rank takes part in making them."""
-    grid = HyperCommGrid([layout.tp, 1, 1, layout.dp], ["tp", "cp", "pp", "dp"], backend=dist_backend)
-    made = {name: grid.create_pg([name]) for name in ("tp", "cp", "pp", "dp")}
-    made["dp_cp"] = grid.create_pg(["dp", "cp"])
-    made["mp"] = grid.create_pg(["tp", "pp"])
-    made["tp_cp"] = grid.create_pg(["tp", "cp"])
-    everyone = grid.create_pg(["tp", "cp", "pp", "dp"])
-    if dist.get_rank() not in layout.ranks("vision"):
+def _collection(
+    grid: Grid, rank: int, backend: str, known: dict[tuple[int, ...], dist.ProcessGroup | None], *, ties: bool
+) -> ProcessGroupCollection | None:
+    """A component's groups. Every rank takes part in making them, also where it is in none."""
+
+    def mine(parts: list[tuple[int, ...]]) -> dist.ProcessGroup | None:
+        found = None
+        for ranks in parts:
+            if ranks not in known:
+                group = dist.new_group(list(ranks), backend=backend)
+                known[ranks] = group if rank in ranks else None
+            found = known[ranks] if rank in ranks else found
+        return found
+
+    made = {name: mine(grid.groups(axes)) for name, axes in _AXES.items()}
+    pipelines = grid.groups(("pp",))
+    # the stages that hold the token embedding or, tied to it, the output layer
+    embd = mine([tuple(dict.fromkeys((ranks[0], ranks[-1]))) for ranks in pipelines]) if ties else made["pp"]
+    pos_embd = mine([(ranks[0],) for ranks in pipelines]) if ties else made["pp"]
+    if rank not in grid.ranks:
         return None
-    single = made["cp"]
+    single, everyone = made.pop("single"), made.pop("everyone")
     return ProcessGroupCollection(
         **made,
         intra_dp_cp=made["dp_cp"],
         intra_dist_opt=everyone,
         tp_dp_cp=everyone,
-        embd=made["pp"],
-        pos_embd=made["pp"],
+        embd=embd,
+        pos_embd=pos_embd,
         ep=single,
         expt_tp=single,
         tp_ep=single,
         tp_ep_pp=single,
-        expt_dp=single,  # None would make megatron-core form a group of the whole world, without the other stages
+        expt_dp=single,  # None would make megatron-core form a group of the whole world, without the other ranks
         intra_expt_dp=single,
         inter_dist_opt=None,
     )

@@ -40,7 +40,7 @@ class Layout:
         vision = projector = None
         if llm is not None and model.vision is not None:
             vision = _encoder_grid("vision", model.vision.parallel, vision_ranks, llm, found)
-        if vision is not None and model.projector is not None:
+        if vision is not None and model.projector is not None and llm is not None:
             wanted = model.projector.parallel
             _check_projector_ranks(wanted, vision, found)
             if wanted.tp is None and wanted.dp is None:

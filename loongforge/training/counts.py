@@ -38,20 +38,20 @@ def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch
     """Adds up a step. Collective over the world.
 
     Args:
-        data: This rank's micro-batches; the ranks of one replica hold the same.
+        data: Of the replicas that this rank works on; one rank counts for each.
         groups: Where this rank stands.
         signalled: This rank has received a signal to stop.
         device: Of the collective.
     """
-    dp, place = groups.layout.dp, groups.place
+    dp, replica = groups.layout.dp, groups.reported
     sums = torch.zeros(7 + 2 * dp, dtype=torch.int64)
-    if place.tp == 0 and place.pp == 0:
-        batches = data.micro_batches
+    if replica is not None:
+        batches = data.micro_batches[replica]
         tokens, images = sum(int(b.lengths.sum()) for b in batches), sum(len(b.images) for b in batches)
         labels = sum(int((b.labels != IGNORED).sum()) for b in batches)
         padded, samples = sum(b.tokens.numel() for b in batches), sum(len(b.ids) for b in batches)
-        sums[:6] = torch.tensor([labels, tokens, padded, samples, images, len(data.bad)])
-        sums[7 + place.dp], sums[7 + dp + place.dp] = tokens, images
+        sums[:6] = torch.tensor([labels, tokens, padded, samples, images, len(data.bad[replica])])
+        sums[7 + replica], sums[7 + dp + replica] = tokens, images
     sums[6] = int(signalled)
     totals = sum_over_world(sums.to(device)).tolist()
     labels, tokens, padded, samples, images, bad, signalled = totals[:7]

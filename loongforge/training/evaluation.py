@@ -27,7 +27,7 @@ class Evaluation:
 
     summary: Summary
     answers: list[Answer] = field(default_factory=list)
-    """On the ranks of the first data-parallel replica."""
+    """On the ranks that work on the first data-parallel replica."""
 
 
 class Evaluator:
@@ -43,11 +43,8 @@ class Evaluator:
         self.trainer, self.runner, self.processor = config.trainer, runner, processor
         self.data = config.data
         self.full = self._loader(config.trainer.eval_samples)
-        self.examples = self.full.examples(config.trainer.generate_samples) if self._generates else []
-
-    @property
-    def _generates(self) -> bool:
-        return self.runner.groups.place.dp == 0 and self.trainer.generate_samples > 0
+        works_on_first = 0 in runner.groups.replicas
+        self.examples = self.full.examples(config.trainer.generate_samples) if works_on_first else []
 
     def _loader(self, limit: int | None) -> EvalLoader:
         layout = self.runner.groups.layout
@@ -55,9 +52,9 @@ class Evaluator:
             self.data,
             self.processor,
             micro_batch_size=min(self.trainer.eval_micro_batch_size, limit or self.trainer.eval_micro_batch_size),
-            dp_rank=self.runner.groups.place.dp,
+            replicas=self.runner.groups.replicas,
             dp_size=layout.dp,
-            pad_multiple=layout.tp,
+            pad_multiple=layout.sequence_multiple,
             limit=limit,
         )
 
@@ -75,9 +72,12 @@ class Evaluator:
         return Evaluation(summary, self.generate(self.examples, self.trainer.max_new_tokens))
 
     def generate(self, examples: list[Example], max_new_tokens: int) -> list[Answer]:
-        """Answers to some held-out questions, on the ranks of the first data-parallel replica."""
-        if not examples:
-            return []
+        """Answers to some held-out questions, made by the first LLM replica. Collective over the world.
+
+        Args:
+            examples: The same on all ranks that work on that replica.
+            max_new_tokens: Longest answer.
+        """
         prompts = [Prompt(example.prompt, example.images) for example in examples]
         new = greedy(
             self.runner,
@@ -86,5 +86,7 @@ class Evaluator:
             max_new_tokens=max_new_tokens,
             max_length=self.processor.max_length,
         )
+        if not examples:
+            return []
         texts = [self.processor.decode(ids, skip_special_tokens=True).strip() for ids in new]
         return [Answer(e.question, text, e.reference) for e, text in zip(examples, texts, strict=True)]

@@ -45,17 +45,13 @@ class Reporter:
         self.training_seconds = 0.0
         self.last_evaluation: dict[str, Any] = {}
         self.last_checkpoint: Path | None = None
-        self.samples_file = run_dir / f"samples_{setup.groups.place.dp}.jsonl"
-        if self._first_of_replica:
+        self.replica = setup.groups.reported
+        """The LLM replica that this rank speaks for."""
+        self.samples_file = run_dir / f"samples_{self.replica}.jsonl"
+        if self.replica is not None:
             cut_after(self.samples_file, setup.progress.step)
         if self.main:
             self._open(tree)
-
-    @property
-    def _first_of_replica(self) -> bool:
-        """One rank of each data-parallel replica."""
-        place = self.setup.groups.place
-        return place.tp == 0 and place.pp == 0
 
     def _open(self, tree: dict[str, Any]) -> None:
         config, step = self.config, self.setup.progress.step
@@ -99,7 +95,6 @@ class Reporter:
         length = self.setup.processor.max_length
         per_image = max(1, image_tokens(model))
         flops = forward_flops(model, tokens=1, images=1 / per_image, seq_len=length)
-        place = " ".join(f"{name}{size}" for name, size in (("tp", layout.tp), ("pp", layout.pp), ("dp", layout.dp)))
         return [
             {
                 "component": name,
@@ -108,7 +103,7 @@ class Reporter:
                 "trainable": not part.freeze,
                 "dtype": part.dtype or self.config.trainer.precision,
                 "flops_per_token": flops[name],
-                "layout": place if name == "llm" else place.replace(f" pp{layout.pp}", ""),
+                "layout": str(layout.grid(name)),
             }
             for name, part in component_configs(self.config).items()
         ]
@@ -134,8 +129,8 @@ class Reporter:
             self.console.warning(f"step {step}: loss {loss:g}, gradient norm {norm:g}: no update")
 
     def _write_sample_ids(self, step: int, data: StepData) -> None:
-        if self._first_of_replica:
-            ids = [name for batch in data.micro_batches for name in batch.ids]
+        if self.replica is not None:
+            ids = [name for batch in data.micro_batches[self.replica] for name in batch.ids]
             with open(self.samples_file, "a") as file:
                 file.write(json.dumps({"step": step, "ids": ids}) + "\n")
 

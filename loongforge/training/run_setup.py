@@ -76,14 +76,14 @@ class Setup:
         self.model = build_model(config, self.groups, image_token=image_token)
         if resumed is None:
             self.notes += load_initial_weights(config, self.model, self.groups)
-        self.runner = Runner(self.model, self.groups)
+        self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window)
         self.optimizers = Optimizers(config, self.model, self.groups)
         self.evaluator = Evaluator(config, self.runner, self.processor) if config.data.eval is not None else None
         if resumed is not None:
             self._resume(resumed)
 
     def _open_data(self, layout: Layout) -> None:
-        config, place = self.config, self.groups.place
+        config = self.config
         vision, llm = config.model.vision, config.model.llm
         assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
         self.processor = build_processor(config.data, vision, llm, num_image_tokens=image_tokens(config.model))
@@ -93,9 +93,9 @@ class Setup:
             seed=config.trainer.seed,
             global_batch_size=config.trainer.global_batch_size,
             micro_batch_size=micro_batch_size(config, layout),
-            dp_rank=place.dp,
+            replicas=self.groups.replicas,
             dp_size=layout.dp,
-            pad_multiple=layout.tp,
+            pad_multiple=layout.sequence_multiple,
         )
 
     def to_device(self, batch: Batch) -> Batch:
@@ -127,7 +127,7 @@ class Setup:
             )
 
     def _layout(self) -> dict[str, Any]:
-        return asdict(self.groups.layout)
+        return self.groups.layout.describe()
 
     def save(self, step: int) -> Path:
         """Writes a checkpoint after `step` steps. Collective over the world."""

@@ -102,11 +102,12 @@ class Trainer:
     def _learn(self, data: StepData, counts: StepCounts, rate: float) -> tuple[float, StepOutcome]:
         """Gradients of the global batch, then an update of all weights or of none."""
         setup = self.setup
-        batches = [setup.to_device(batch) for batch in data.micro_batches]
+        batches = {r: [setup.to_device(batch) for batch in part] for r, part in data.micro_batches.items()}
         setup.optimizers.clear_gradients()
         loss = setup.runner.train(batches, counts.loss_tokens)
         setup.optimizers.reduce_gradients()
-        if setup.groups.place.tp != 0:  # the ranks of a tensor-parallel group have the same loss
+        place = setup.groups.place
+        if place is None or place.tp != 0:  # the ranks of a tensor-parallel group have the same loss
             loss = torch.zeros_like(loss)
         mean = sum_over_world(loss).item()
         return mean, setup.optimizers.step(rate, usable=math.isfinite(mean))
@@ -122,9 +123,9 @@ class Trainer:
             )
 
     def _gather_bad(self, data: StepData) -> list[BadSample]:
-        """Bad samples of all data-parallel ranks, on every rank. Collective over the world."""
-        place = self.setup.groups.place
-        return gather_lists(data.bad if place.tp == 0 and place.pp == 0 else [])
+        """Bad samples of all data-parallel replicas, on every rank. Collective over the world."""
+        replica = self.setup.groups.reported
+        return gather_lists([] if replica is None else data.bad[replica])
 
     def _evaluate(self, done: int) -> None:
         if self.setup.evaluator is not None:

@@ -9,6 +9,7 @@ import pytest
 
 from loongforge.kernels.backend import select
 from loongforge.parallel.layout import Layout
+from tests.support.tiny import tiny_config
 
 BACKEND = select("auto")
 BACKEND.activate()
@@ -21,4 +22,4 @@ def groups() -> Iterator[Any]:
     from loongforge.parallel.session import joined_world
 
     with joined_world(BACKEND):
-        yield make_groups(Layout(1), "gloo")
+        yield make_groups(Layout.from_model(tiny_config().model, 1), "gloo")

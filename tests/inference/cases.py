@@ -79,9 +79,10 @@ def infer(config: Config) -> dict[str, Any]:
     with joined_world(BACKEND) as world:
         groups = make_groups(Layout.from_model(config.model, world.size), "gloo")
         runner = Runner(build_model(config, groups, image_token=IMAGE_TOKEN), groups)
-        mine = [
-            part for step in (0, 1) for part in micro_batches(global_batch(step), 2, groups.place.dp, groups.layout.dp)
+        parts = [
+            {r: micro_batches(global_batch(step), 2, r, groups.layout.dp) for r in groups.replicas} for step in (0, 1)
         ]
+        mine = [{r: by[r][i] for r in by} for by in parts for i in range(len(next(iter(by.values()))))]
         scores = score_batches(runner, mine)
         summary, everyone = summarize(runner, scores), gather_scores(runner, scores)
         return {

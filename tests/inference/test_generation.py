@@ -91,19 +91,19 @@ def test_exact_match_is_what_greedy_decoding_writes(groups: Any) -> None:
     written = [[*answer, eos] for answer in answers(runner, some, eos_id=eos) if len(answer) < LONGEST]
     ended = [prompt for prompt, a in zip(some, answers(runner, some, eos_id=eos), strict=True) if len(a) < LONGEST]
     assert written
-    assert all(score.exact for score in score_batches(runner, [answered_batch(ended, written)]))
+    assert all(score.exact for score in score_batches(runner, [{0: answered_batch(ended, written)}]))
     for position in range(len(written[0])):
         changed = list(written[0])
         changed[position] = changed[position] % 200 + 5
         batch = answered_batch([*ended[:1], *some[1:3]], [changed, free[1], free[2]])
-        assert [score.exact for score in score_batches(runner, [batch])] == [False, True, True]
+        assert [score.exact for score in score_batches(runner, [{0: batch}])] == [False, True, True]
 
 
 def test_scores_are_log_probabilities_of_the_labels(groups: Any) -> None:
     runner, theirs = _pair(groups)
     some = prompts()[:4]
     replies = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14, EOS]]
-    scores = score_batches(runner, [answered_batch(some, replies)])
+    scores = score_batches(runner, [{0: answered_batch(some, replies)}])
     for prompt, reply, score in zip(some, replies, scores, strict=True):
         images = torch.from_numpy(prompt.images) if len(prompt.images) else None
         with torch.no_grad():
@@ -122,5 +122,5 @@ def test_padding_rows_are_not_scored(groups: Any) -> None:
     runner, _ = _pair(groups)
     batch = answered_batch(prompts()[:3], [[5, 6], [7], [8]])
     batch.ids[1] = ""
-    scores = score_batches(runner, [batch])
+    scores = score_batches(runner, [{0: batch}])
     assert [(score.id, len(score.logprobs)) for score in scores] == [("0", 2), ("2", 1)]

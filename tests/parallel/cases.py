@@ -37,23 +37,23 @@ def _train(config: Config, groups: Any, fault: str) -> dict[str, Any]:
     losses, norms, gradients = [], [], {}
     for step in range(config.trainer.steps):
         whole = global_batch(step)
-        mine = micro_batches(whole, config.trainer.micro_batch_size, groups.place.dp, groups.layout.dp)
+        mine = {r: micro_batches(whole, config.trainer.micro_batch_size, r, groups.layout.dp) for r in groups.replicas}
         optimizers.clear_gradients()
         loss = runner.train(mine, _divisor(whole, mine, fault))
         if fault != "no reduction":
             optimizers.reduce_gradients()
         if step == 0:
             gradients = _gradients(model, groups)
-        total = sum_over_world(loss if groups.place.tp == 0 else torch.zeros_like(loss)).item()
+        total = sum_over_world(loss if groups.place and groups.place.tp == 0 else torch.zeros_like(loss)).item()
         outcome = optimizers.step(learning_rate(config.optimizer, step, config.trainer.steps))
         losses.append(total)
         norms.append(outcome.grad_norm)
     return {"losses": losses, "norms": norms, "gradients": gradients}
 
 
-def _divisor(whole: Any, mine: list[Any], fault: str) -> int:
+def _divisor(whole: Any, mine: dict[int, list[Any]], fault: str) -> int:
     if fault == "local count":
-        return sum(int((batch.labels != IGNORE).sum()) for batch in mine)
+        return sum(int((batch.labels != IGNORE).sum()) for part in mine.values() for batch in part)
     return int((whole.labels != IGNORE).sum())
 
 

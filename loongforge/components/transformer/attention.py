@@ -6,20 +6,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from loongforge.components.transformer.sequence import SequenceView
 from loongforge.kernels import ops
 
 
 class TorchAttention(MegatronModule):
     """Core attention through `torch.nn.functional.scaled_dot_product_attention`.
 
-    Causal or full; rows are right-padded, so a causal row's tokens never see its padding and no mask is made.
+    Causal or full; rows are right-padded, so a causal row's tokens never see its padding and no mask is made. Documents
+    of a packed row are attended to one by one. Under context parallelism every rank gathers all keys and values (as
+    Llama 3 was trained, arXiv 2407.21783 section 3.3.2) and attends from its own positions.
     """
 
     def __init__(
@@ -33,53 +36,97 @@ class TorchAttention(MegatronModule):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
+        assert pg_collection is not None
+        self.cp_group = pg_collection.cp
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.dropout = config.attention_dropout
         self.causal = attn_mask_type == AttnMaskType.causal
 
     def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: torch.Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView | None
     ) -> torch.Tensor:
         """Attends.
 
         Args:
-            query: `[S, B, heads, head_dim]`.
+            query: `[S, B, heads, head_dim]`; under context parallelism, as keys and values, this rank's positions.
             key: `[S, B, kv_heads, head_dim]`.
             value: `[S, B, kv_heads, head_dim]`.
+            view: Positions and documents; None: whole rows of one document.
 
         Returns:
             `[S, B, heads * head_dim]`.
         """
-        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        if view is not None and self.cp_group.size() > 1:
+            output = self._across_ranks(query, key, value, view)
+        elif view is not None and view.cu_seqlens is not None:
+            sizes = view.cu_seqlens.diff().tolist()
+            documents = zip(*(x.split(sizes) for x in (query, key, value)), strict=True)
+            output = torch.cat([self._attend(*document, causal=self.causal) for document in documents])
+        else:
+            output = self._attend(query, key, value, causal=self.causal)
+        return output.flatten(2)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        causal: bool = False,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, heads, S, head_dim]
         output = F.scaled_dot_product_attention(
             query,
             key,
             value,
+            attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal,
+            is_causal=causal,
             scale=self.scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        return output.permute(2, 0, 1, 3).flatten(2)
+        return output.permute(2, 0, 1, 3)
+
+    def _across_ranks(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView
+    ) -> torch.Tensor:
+        """Attends from this rank's two chunks, each to the keys up to its end."""
+        both = gather_chunks(torch.stack([key, value], 1), self.cp_group)  # [S, 2, B, kv_heads, head_dim]
+        size = len(view.positions) // 2
+        outputs = []
+        for part in (slice(0, size), slice(size, 2 * size)):
+            end = int(view.positions[part][-1]) + 1
+            key, value = both[:end].unbind(1)
+            outputs.append(self._attend(query[part], key, value, mask=view.mask(part)[:, :end]))
+        return torch.cat(outputs)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """It has no state."""
         return {}
 
 
+def gather_chunks(local: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
+    """Whole rows `[S, ...]` from the context-parallel ranks' positions `[S / cp, ...]`, in the order of positions.
+
+    The backward pass adds up the ranks' gradients and gives each rank those of its positions.
+    """
+    gathered = gather_from_sequence_parallel_region(local, tensor_parallel_output_grad=True, group=group)
+    ranks = group.size()
+    chunks = gathered.chunk(2 * ranks)  # rank i's are chunk i and chunk 2 * ranks - 1 - i of the row
+    return torch.cat(chunks[0::2] + chunks[1::2][::-1])
+
+
 class TorchSelfAttention(SelfAttention):
     """megatron-core's self-attention with a shorter forward pass: no caches, no masks, rotary halves in place."""
 
     def forward(  # type: ignore[override]
-        self, hidden_states: torch.Tensor, attention_mask: None, rotary_pos_emb: torch.Tensor | None = None, **_: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: None,
+        rotary_pos_emb: torch.Tensor | None = None,
+        packed_seq_params: SequenceView | None = None,
+        **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attends over the sequence.
 
@@ -87,6 +134,7 @@ class TorchSelfAttention(SelfAttention):
             hidden_states: `[S, B, H]`; under sequence parallelism this rank's part of S.
             attention_mask: None: the core attention knows its mask.
             rotary_pos_emb: Cosines and sines `[2, S, 1, 1, 1, head_dim / 2]`, or None.
+            packed_seq_params: Positions and documents (the name is megatron-core's); None: whole rows.
 
         Returns:
             `[S, B, H]` and the bias that is still to be added, if any.
@@ -100,5 +148,5 @@ class TorchSelfAttention(SelfAttention):
         if rotary_pos_emb is not None:
             cos, sin = rotary_pos_emb.to(query.dtype).unbind()
             query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
-        attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), None)
+        attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
         return self.linear_proj(attended)

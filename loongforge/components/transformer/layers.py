@@ -67,6 +67,7 @@ def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig
     return TransformerConfig(
         tensor_model_parallel_size=context.tp,
         pipeline_model_parallel_size=context.pp,
+        context_parallel_size=context.groups.cp.size(),
         pipeline_dtype=context.dtype,
         sequence_parallel=context.sequence_parallel and context.tp > 1,
         params_dtype=context.dtype,

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
-from megatron.core.tensor_parallel import (
-    gather_from_sequence_parallel_region,
-    scatter_to_sequence_parallel_region,
-    vocab_parallel_cross_entropy,
-)
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import ModelType
+from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 
 from loongforge.components.context import BuildContext
 from loongforge.components.llm.llama import rope
 from loongforge.components.llm.llama.config import LlamaConfig
+from loongforge.components.transformer.attention import gather_chunks
+from loongforge.components.transformer.cross_entropy import vocab_parallel_losses
 from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
 from loongforge.components.transformer.linear import ColumnLinear
+from loongforge.components.transformer.sequence import SequenceView
 
 
 class LlamaModel(LanguageModule):
@@ -53,9 +55,10 @@ class LlamaModel(LanguageModule):
                 config.vocab_size,
                 config.max_seq_len,
                 position_embedding_type="none",
-                scatter_to_sequence_parallel=False,
+                scatter_to_sequence_parallel=True,
                 tp_group=context.groups.tp,
             )
+        self.cp_group = context.groups.cp
         self.decoder = transformer_block(sizes, context, causal=True, qk_norm=config.qk_norm)
         if self.post_process:
             self.output_layer = self._output_layer(config, context)
@@ -75,43 +78,68 @@ class LlamaModel(LanguageModule):
         layer.sequence_parallel, layer.allreduce_dgrad = False, context.tp > 1
         return layer
 
+    def tie_embeddings_and_output_weights_state_dict(
+        self, sharded_state_dict: dict[str, Any], output_layer_weight_key: str, first_stage_word_emb_key: str,
+        metadata: dict[str, Any],
+    ) -> None:
+        """The last stage's copy of a tied embedding is saved as the first stage's (megatron-core asks its globals)."""
+        if self.post_process and not self.pre_process:
+            group = metadata["dp_cp_group"]
+            sharded_state_dict[output_layer_weight_key] = make_tp_sharded_tensor_for_checkpoint(
+                self.shared_embedding_or_output_weight(),
+                first_stage_word_emb_key,
+                replica_id=(1, 0, group.rank()),
+                allow_shape_mismatch=True,
+                tp_group=self.tp_group,
+                dp_cp_group=group,
+            )
+
     def set_input_tensor(self, input_tensor: torch.Tensor) -> None:
         """Takes the previous stage's output (called by megatron-core's schedules)."""
         self.decoder.set_input_tensor(input_tensor)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids `[B, S]` -> embeddings `[S, B, H]`, whole on every tensor-parallel rank. First stage only."""
+        """Token ids `[B, S]` -> embeddings `[S, B, H]`; under sequence parallelism this rank's part of S.
+
+        First stage only.
+        """
         return self.embedding(input_ids=tokens, position_ids=None)
 
-    def forward(self, embeddings: torch.Tensor | None, length: int) -> torch.Tensor:
+    def forward(self, embeddings: torch.Tensor | None, view: SequenceView) -> torch.Tensor:
         """Runs this stage's layers.
 
         Args:
-            embeddings: `[S, B, H]` on the first stage, None on others (they take the schedule's input tensor).
-            length: S.
+            embeddings: From `embed` on the first stage, None on others (they take the schedule's input tensor).
+            view: Positions and documents of the rows.
 
         Returns:
-            Hidden states `[S, B, H]`; under sequence parallelism this rank's part of S.
+            Hidden states `[S, B, H]` of this rank's positions; under sequence parallelism its part of them.
         """
-        if embeddings is not None and self.config.sequence_parallel:
-            embeddings = scatter_to_sequence_parallel_region(embeddings, group=self.tp_group)
-        rotary = rope.cos_sin(self.rope_frequencies, length)
-        return self.decoder(embeddings, attention_mask=None, rotary_pos_emb=rotary)
+        rotary = rope.cos_sin(self.rope_frequencies, view.within_document)
+        return self.decoder(embeddings, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=view)
 
-    def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def whole(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states of all positions of the rows `[S, B, H]`, the same on every rank of the last stage."""
+        hidden = self._gather_parts(hidden)
+        return gather_chunks(hidden, self.cp_group) if self.cp_group.size() > 1 else hidden
+
+    def _gather_parts(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not self.config.sequence_parallel:
+            return hidden
+        return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=self.tp_group)
+
+    def logits(self, hidden: torch.Tensor, rows: torch.Tensor, *, gathered: bool = False) -> torch.Tensor:
         """Logits of chosen positions. Last stage only.
 
         Args:
-            hidden: From `forward`.
+            hidden: From `forward`, or from `whole`.
             rows: int64 `[T]`, indices into the flattened `[S * B]` positions.
+            gathered: `hidden` is from `whole`.
 
         Returns:
             `[T, vocabulary / tp]`: this rank's part of the vocabulary.
         """
-        if self.config.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(
-                hidden, tensor_parallel_output_grad=False, group=self.tp_group
-            )
+        hidden = hidden if gathered else self._gather_parts(hidden)
         chosen = hidden.flatten(0, 1).index_select(0, rows)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)
@@ -128,7 +156,7 @@ class LlamaModel(LanguageModule):
         """
         if self.tp_group.size() == 1:
             return F.cross_entropy(logits.float(), targets, reduction="none")
-        return vocab_parallel_cross_entropy(logits[:, None].float(), targets[:, None]).squeeze(1)
+        return vocab_parallel_losses(logits, targets, self.tp_group)
 
     @torch.no_grad()
     def best_tokens(self, logits: torch.Tensor) -> torch.Tensor:

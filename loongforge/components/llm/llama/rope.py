@@ -28,7 +28,7 @@ def _stretch(frequencies: torch.Tensor, scaling: RopeScalingConfig) -> torch.Ten
     return torch.where(between, blended, stretched)
 
 
-def cos_sin(inverse: torch.Tensor, length: int) -> torch.Tensor:
-    """Cosines and sines of positions 0 .. length-1: float32 `[2, length, 1, 1, 1, head_dim / 2]`."""
-    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=inverse.device), inverse)
+def cos_sin(inverse: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Cosines and sines of int64 `positions` `[S]`: float32 `[2, S, 1, 1, 1, head_dim / 2]`."""
+    angles = torch.outer(positions.float(), inverse)
     return torch.stack([angles.cos(), angles.sin()])[:, :, None, None, None]

@@ -1,0 +1,44 @@
+"""Which positions of its rows a rank works on, and where packed documents begin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+
+@dataclass(frozen=True)
+class SequenceView:
+    """A rank's view of the rows of one micro-batch; S is the length of a whole row."""
+
+    positions: torch.Tensor
+    """int64 `[S / cp]`, ascending: positions of the row that this rank works on."""
+    length: int
+    """S."""
+    cu_seqlens: torch.Tensor | None = None
+    """int32 `[D + 1]`, from 0 to S: where the D documents of a packed row begin and end. None: every row is one
+    document."""
+
+    @cached_property
+    def documents(self) -> torch.Tensor | None:
+        """int64 `[S]`: document of every position of the row."""
+        if self.cu_seqlens is None:
+            return None
+        sizes = self.cu_seqlens.diff().long()
+        return torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+
+    @cached_property
+    def within_document(self) -> torch.Tensor:
+        """int64 `[S / cp]`: place of each position in its document, for position encodings."""
+        if self.cu_seqlens is None or self.documents is None:
+            return self.positions
+        return self.positions - self.cu_seqlens.long()[self.documents[self.positions]]
+
+    def mask(self, part: slice) -> torch.Tensor:
+        """bool `[len(part), S]`: which positions of the row some of this rank's tokens may attend to."""
+        queries = self.positions[part, None]
+        visible = torch.arange(self.length, device=queries.device) <= queries
+        if self.documents is not None:
+            visible &= self.documents[queries] == self.documents
+        return visible

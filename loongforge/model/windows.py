@@ -1,0 +1,169 @@
+"""A window: the micro-batches whose images are encoded together, and where their image rows have to go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from loongforge.parallel.grid import Grid
+from loongforge.parallel.layout import Layout
+from loongforge.parallel.routes import Transfer, image_shares, plan_transfers, sequence_slice
+
+
+class Inputs(Protocol):
+    """What the model reads of a micro-batch (`loongforge.data.batch.Batch` is one)."""
+
+    tokens: torch.Tensor
+    """int64 `[B, S]`; every image token stands for one feature vector."""
+    labels: torch.Tensor
+    """int64 `[B, S]`: target of each position, or -100."""
+    images: torch.Tensor
+    """float32 `[N, 3, height, width]`, in the order in which they appear."""
+    cu_seqlens: torch.Tensor | None
+    """int32 `[D + 1]`: borders of the documents of a packed row (B is 1 then); None: every row is one document."""
+
+
+def window_size(layout: Layout, wanted: int | None, num_micro_batches: int, micro_batch_size: int) -> int:
+    """Micro-batches of a window.
+
+    Args:
+        layout: Of the run.
+        wanted: `trainer.encode_window`; None: as few as give every encoder replica an image where each sample has one,
+            and the whole step where a pipeline would otherwise be drained in between.
+        num_micro_batches: Of a step.
+        micro_batch_size: Samples of one.
+    """
+    if wanted is not None or layout.vision is None:
+        return min(wanted or 1, num_micro_batches)
+    if layout.llm.pp > 1 and not layout.decoupled:
+        return num_micro_batches
+    siblings = -(-layout.vision.dp // layout.dp)
+    return max(1, min(num_micro_batches, -(-siblings // micro_batch_size)))
+
+
+@dataclass(frozen=True)
+class ReplicaImages:
+    """Images of one LLM replica's part of a window. Image rows are numbered in order of appearance over the window."""
+
+    layout: Layout
+    replica: int
+    micro_batches: Sequence[Inputs]
+    image_token: int
+
+    @cached_property
+    def num_images(self) -> int:
+        """Images of all its micro-batches."""
+        return sum(len(batch.images) for batch in self.micro_batches)
+
+    @cached_property
+    def _places(self) -> list[np.ndarray]:
+        """Per micro-batch int64 `[B, S]`: the image row at a position, or -1."""
+        places, before = [], 0
+        for batch in self.micro_batches:
+            is_image = (batch.tokens == self.image_token).cpu().numpy()
+            if not is_image.any() and len(batch.images):
+                raise ValueError(f"{len(batch.images)} images, but no image token in their micro-batch")
+            rows = before + np.cumsum(is_image.ravel()).reshape(is_image.shape) - 1
+            places.append(np.where(is_image, rows, -1))
+            before += int(is_image.sum())
+        return places
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Image tokens of all its micro-batches."""
+        return sum(int((places >= 0).sum()) for places in self._places)
+
+    @cached_property
+    def merging_ranks(self) -> tuple[int, ...]:
+        """Ranks of the LLM's first stage, which put image rows in their places."""
+        return self.layout.llm.select(pp=0, dp=self.replica)
+
+    def merged(self, rank: int) -> list[np.ndarray]:
+        """Per micro-batch: the rows that a rank puts in their places, in the order of its own positions."""
+        grid, split = self.layout.llm, self.layout.sequence_parallel
+        found = []
+        for places in self._places:
+            positions = sequence_slice(grid, rank, places.shape[1], sequence_parallel=split)
+            local = places[:, positions].ravel()
+            found.append(local[local >= 0])
+        return found
+
+    def encoded(self, component: str) -> dict[int, range]:
+        """Images that each rank of an encoder component takes."""
+        grid = self.layout.grid(component)
+        assert grid is not None
+        shares = image_shares(self.layout, component, self.replica, self.num_images)
+        return {rank: share for replica, share in shares.items() for rank in grid.select(dp=replica)}
+
+    def _rows_of(self, images: range) -> np.ndarray:
+        per_image = self.num_rows // self.num_images if self.num_images else 0
+        return np.arange(images.start * per_image, images.stop * per_image)
+
+    @cached_property
+    def to_llm(self) -> list[Transfer]:
+        """Embeddings, from the ranks that made them to those that merge them."""
+        return plan_transfers(self._made, self._merged)
+
+    @cached_property
+    def to_encoder(self) -> list[Transfer]:
+        """Their gradients, each row's once to every rank that needs it."""
+        return plan_transfers(self._merged, self._made)
+
+    @cached_property
+    def _made(self) -> dict[int, np.ndarray]:
+        return {rank: self._rows_of(images) for rank, images in self.encoded("projector").items()}
+
+    @cached_property
+    def _merged(self) -> dict[int, np.ndarray]:
+        known: dict[tuple[int, ...], np.ndarray] = {}
+        found = {}
+        for rank in self.merging_ranks:
+            key = _slice_key(self.layout.llm, rank, self.layout.sequence_parallel)
+            if key not in known:
+                known[key] = np.concatenate(self.merged(rank))
+            found[rank] = known[key]
+        return found
+
+    def between_encoders(self, *, back: bool) -> list[Transfer]:
+        """Features of whole images, from the vision encoder's ranks to the projector's; or their gradients back."""
+        ends = [
+            {rank: np.asarray(share) for rank, share in self.encoded(name).items()} for name in ("vision", "projector")
+        ]
+        return plan_transfers(*(reversed(ends) if back else ends))
+
+
+def _slice_key(grid: Grid, rank: int, sequence_parallel: bool) -> tuple[int, ...]:
+    place = grid.place(rank)
+    assert place is not None
+    return (place.cp, place.tp) if sequence_parallel else (place.cp,)
+
+
+class Window:
+    """Micro-batches of all LLM replicas that a rank works on, and their images.
+
+    Args:
+        layout: Of the run.
+        micro_batches: By LLM replica.
+        image_token: Id of the image placeholder.
+    """
+
+    def __init__(self, layout: Layout, micro_batches: Mapping[int, Sequence[Inputs]], image_token: int) -> None:
+        self.images = {
+            replica: ReplicaImages(layout, replica, batches, image_token)
+            for replica, batches in sorted(micro_batches.items())
+        }
+
+    def pixels(self, rank: int) -> dict[int, torch.Tensor]:
+        """Images that a rank of the vision encoder takes, `[n, 3, height, width]` by LLM replica; none: no entry."""
+        found = {}
+        for replica, images in self.images.items():
+            share = images.encoded("vision").get(rank, range(0))
+            if len(share):
+                everything = torch.cat([batch.images for batch in images.micro_batches if len(batch.images)])
+                found[replica] = everything[share.start : share.stop]
+        return found
