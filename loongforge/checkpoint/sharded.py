@@ -18,6 +18,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.strategies import torch as strategies
+from megatron.core.dist_checkpointing.utils import extract_nonpersistent, extract_sharded_base
 
 
 @contextlib.contextmanager
@@ -38,6 +39,13 @@ class _InProcessStrategy(strategies.TorchDistSaveShardedStrategy):
         )
         writer = dcp.FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True, thread_count=1)
         dcp.save(strategies.mcore_to_pyt_state_dict(named, False), storage_writer=writer, planner=planner)
+
+
+def unsharded(state: dict[str, Any]) -> dict[str, Any]:
+    """The part of a state that is the same on every rank that has it."""
+    _, rest = extract_nonpersistent(state)
+    _, common = extract_sharded_base(rest)
+    return common
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:

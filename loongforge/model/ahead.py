@@ -82,7 +82,9 @@ class ImageRowStream:
     def _returned(self, index: int) -> None:
         self.missing[index] -= 1
         if not self.missing[index]:
-            self.returning.append(self.bridge.give_back(self.windows[index], self.accepted.pop(index)))
+            parts = self.accepted[index]
+            self.accepted[index] = [None] * len(parts)  # micro-batches without images may still be asked for
+            self.returning.append(self.bridge.give_back(self.windows[index], parts))
 
     def close(self) -> None:
         """Returns when every gradient has left."""

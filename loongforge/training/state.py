@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from loongforge.checkpoint.sharded import read_state, write_state
+from loongforge.checkpoint.sharded import read_state, unsharded, write_state
 from loongforge.model.vlm import VisionLanguageModel
 from loongforge.model.weights import model_state, require_stored, set_weights, sharding_metadata
 from loongforge.parallel.groups import Groups
+from loongforge.parallel.session import gather_lists
 from loongforge.training.optimizer import Optimizers
 
 
@@ -27,7 +28,13 @@ def _state(model: VisionLanguageModel, optimizers: Optimizers, groups: Groups, *
 
 def save_training(path: Path, model: VisionLanguageModel, optimizers: Optimizers, groups: Groups) -> None:
     """Writes weights and optimizer. Collective over the world."""
-    write_state(_state(model, optimizers, groups, loading=False), path)
+    state = _state(model, optimizers, groups, loading=False)
+    # what is not sharded is written by rank 0, which may not hold every component
+    firsts = {name: grid.ranks[0] for name, grid in groups.layout.grids().items()}
+    mine = [(name, unsharded(part)) for name, part in state["optimizer"].items() if firsts[name] == groups.rank]
+    for name, common in gather_lists(mine):
+        state["optimizer"].setdefault(name, common)
+    write_state(state, path)
 
 
 def load_training(path: Path, model: VisionLanguageModel, optimizers: Optimizers, groups: Groups) -> None:
