@@ -14,6 +14,7 @@ from loongforge.config.errors import UserError, did_you_mean
 VERBS = {
     "train": "train the model of a recipe",
     "plan": "check a recipe and count its parameters and FLOPs; no weights, no GPU",
+    "verify": "prove that a layout trains as one process does",
     "eval": "score a trained model on held-out data",
     "generate": "ask a trained model about images",
     "data": "build the embedded data sets",

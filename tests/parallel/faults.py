@@ -3,49 +3,105 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 from loongforge.kernels.backend import select
 
 select("auto").activate()
 
+from loongforge.components.transformer.sequence import SequenceView  # noqa: E402
+from loongforge.model.encoding import Bridge  # noqa: E402
+from loongforge.model.execution import Runner  # noqa: E402
 from loongforge.parallel.groups import Groups  # noqa: E402
 from loongforge.training.optimizer import Optimizers  # noqa: E402
-
-FAULTS = ("gradient scale", "embedding gradient", "norm double counting", "missing reduction")
-"""The encoder's gradient is a mean over its replicas; text embeddings of other shards get none; the norm counts every
-encoder rank; the encoder's replicas do not add up."""
 
 
 @contextlib.contextmanager
 def planted(fault: str, groups: Groups) -> Iterator[None]:
-    """Training with a mistake."""
-    real_reduce, real_norms = Optimizers.reduce_gradients, Optimizers._norms
-    layout = groups.layout
+    """Training with a mistake; an empty name is none."""
+    faults = _Faults(groups)
+    with faults.plant(fault) if fault else contextlib.nullcontext():
+        yield
 
-    def reduce(self: Optimizers) -> None:
-        if fault == "missing reduction":
-            for name in [name for name in self.parts if name != "vision"]:
-                self.parts[name].reduce()
-            return
-        real_reduce(self)
-        if fault == "gradient scale" and "vision" in self.parts and layout.vision is not None:
-            self.parts["vision"].ddp.scale_gradients(layout.dp / layout.vision.dp)
-        if fault == "embedding gradient" and groups.place is not None and groups.place.tp > 0:
-            embedding = getattr(self.parts["llm"].ddp.module, "embedding", None)
-            if embedding is not None:
-                embedding.word_embeddings.weight.main_grad.zero_()
 
-    def norms(self: Optimizers) -> dict[str, float]:
-        found = real_norms(self)
-        if fault == "norm double counting" and layout.vision is not None:
-            found["vision"] *= len(layout.vision.ranks) ** 0.5
+class _Faults:
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+
+    def plant(self, fault: str) -> Any:
+        reduce = mock.patch.object(
+            Optimizers, "reduce_gradients", _after(Optimizers.reduce_gradients, self._spoil(fault))
+        )
+        others = {
+            "local count": lambda: mock.patch.object(Runner, "train", _local_count(Runner.train)),
+            "missing reduction": lambda: mock.patch.object(Optimizers, "reduce_gradients", _reduce_without_vision),
+            "norm double counting": lambda: mock.patch.object(Optimizers, "_norms", self._norms(Optimizers._norms)),
+            "lost rows": lambda: mock.patch.object(Bridge, "give_back", _losing_rows(Bridge.give_back)),
+            "late document": lambda: mock.patch.object(SequenceView, "mask", _late(SequenceView.mask)),
+        }
+        return others[fault]() if fault in others else reduce
+
+    def _spoil(self, fault: str) -> Callable[[Optimizers], None]:
+        layout, place = self.groups.layout, self.groups.place
+
+        def spoil(optimizers: Optimizers) -> None:
+            if fault == "gradient scale" and "vision" in optimizers.parts:
+                assert layout.vision is not None
+                optimizers.parts["vision"].ddp.scale_gradients(layout.dp / layout.vision.dp)
+            if fault == "embedding gradient" and place is not None and place.tp > 0 and place.pp == 0:
+                optimizers.parts["llm"].ddp.module.embedding.word_embeddings.weight.main_grad.zero_()
+
+        return spoil
+
+    def _norms(self, real: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+        vision = self.groups.layout.vision
+        assert vision is not None
+
+        def norms(optimizers: Optimizers) -> dict[str, float]:
+            found = real(optimizers)
+            return {**found, "vision": found["vision"] * len(vision.ranks) ** 0.5}
+
+        return norms
+
+
+def _after(real: Callable[..., None], more: Callable[[Optimizers], None]) -> Callable[..., None]:
+    def both(optimizers: Optimizers) -> None:
+        real(optimizers)
+        more(optimizers)
+
+    return both
+
+
+def _reduce_without_vision(optimizers: Optimizers) -> None:
+    for name, part in optimizers.parts.items():
+        if name != "vision":
+            part.reduce()
+
+
+def _local_count(real: Callable[..., Any]) -> Callable[..., Any]:
+    def train(runner: Runner, micro_batches: Any, num_label_tokens: int) -> Any:
+        own = [batch for part in micro_batches.values() for batch in part]
+        return real(runner, micro_batches, sum(int((batch.labels != -100).sum()) for batch in own))
+
+    return train
+
+
+def _losing_rows(real: Callable[..., Any]) -> Callable[..., Any]:
+    def give_back(bridge: Bridge, window: Any, parts: Any) -> Any:
+        for part in parts:
+            if part is not None:
+                part.grad[0] = 0
+        return real(bridge, window, parts)
+
+    return give_back
+
+
+def _late(real: Callable[..., Any]) -> Callable[..., Any]:
+    def mask(view: SequenceView, part: slice) -> Any:
+        found = real(view, part)
+        found[0, : int(view.positions[part][0]) + 2] = True
         return found
 
-    with contextlib.ExitStack() as stack:
-        if fault in ("missing reduction", "gradient scale", "embedding gradient"):
-            stack.enter_context(mock.patch.object(Optimizers, "reduce_gradients", reduce))
-        if fault == "norm double counting":
-            stack.enter_context(mock.patch.object(Optimizers, "_norms", norms))
-        yield
+    return mask

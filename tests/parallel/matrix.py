@@ -47,7 +47,10 @@ class Choice:
 
     def __str__(self) -> str:
         def spell(name: str) -> str:
-            shown = [f"{k}{'+'.join(map(str, v)) if k == 'ranks' else '' if v is True else v}" for k, v in getattr(self, name)]
+            shown = [
+                f"{k}{'+'.join(map(str, v)) if k == 'ranks' else '' if v is True else v}"
+                for k, v in getattr(self, name)
+            ]
             return f"{name}:{'-'.join(shown)}" if shown else ""
 
         text = " ".join(filter(None, map(spell, ("llm", "vision", "projector"))))
@@ -64,7 +67,11 @@ def matrix_config(**options: Any) -> Config:
 def layouts(world: int) -> Iterator[Choice]:
     """Every accepted layout: any encoder TP, on all ranks, on the first pipeline stage, or on ranks of its own."""
     everyone = tuple(range(world))
-    splits = [None, *((everyone[:i], everyone[i:]) for i in range(1, world)), *((everyone[i:], everyone[:i]) for i in range(1, world))]
+    splits = [
+        None,
+        *((everyone[:i], everyone[i:]) for i in range(1, world)),
+        *((everyone[i:], everyone[:i]) for i in range(1, world)),
+    ]
     for tp, pp, cp, sp, vision_tp, split in product(SIZES, SIZES, SIZES, (False, True), SIZES, splits):
         llm = dict(tp=tp, pp=pp, cp=cp, **({"sequence_parallel": True} if sp else {}))
         vision: dict[str, Any] = {"tp": vision_tp}
@@ -76,7 +83,7 @@ def layouts(world: int) -> Iterator[Choice]:
 
 
 def _accepted(world: int, llm: dict[str, Any], vision: dict[str, Any]) -> Iterator[Choice]:
-    for micro_batch_size in (2, 3):  # whichever divides the batch
+    for micro_batch_size in (3, 4, 2):  # whichever divides the batch
         choice = Choice(world, tuple(llm.items()), tuple(vision.items()), micro_batch_size=micro_batch_size)
         config = choice.apply(matrix_config())
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 
 from loongforge.config.schema import Config
+from tests.parallel.cases import train_between
 from tests.parallel.matrix import Choice, matrix_config
-from tests.parallel.resharding import train_between
 from tests.support.ranks import RankPool
 
 Pools = Callable[[int], RankPool]
@@ -42,27 +41,21 @@ def _config(choice: Choice, **options: Any) -> Config:
     return config
 
 
-def _full(ranks: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    return {name: value for rank in ranks for name, value in rank[key].items()}
-
-
 @pytest.mark.parametrize("options", [dict(distributed=True), dict(tie_embeddings=True)], ids=["distributed", "tied"])
 def test_a_chain_of_layouts_is_one_run(options: dict[str, Any], rank_pool: Pools, tmp_path: Path) -> None:
-    whole = rank_pool(1).run(train_between, _config(ONE, **options), 0, STEPS * len(CHAIN))[0]
-    losses, stored, load = [], {}, None
+    whole, _ = rank_pool(1).run(train_between, _config(ONE, **options), range(STEPS * len(CHAIN)), None, None)[0]
+    losses: list[float] = []
+    stored: dict[str, Any] = {}
+    load = None
     for number, choice in enumerate(CHAIN):
         save = tmp_path / str(number)
         save.mkdir()
-        first = STEPS * number
-        results = rank_pool(choice.world).run(_leg, _config(choice, **options), first, first + STEPS, load, save)
-        loaded = _full(results, "loaded")
+        steps = range(STEPS * number, STEPS * (number + 1))
+        ranks = rank_pool(choice.world).run(train_between, _config(choice, **options), steps, load, save)
+        loaded = {name: value for _, part in ranks for name, value in part.items()}
         for name, value in stored.items():
             assert np.array_equal(loaded[name], value), f"{name}, read under {choice}"
-        losses += results[0]["losses"]
-        stored, load = _full(results, "saved"), save
-    assert len(list(pairwise(CHAIN))) >= 12
-    assert np.abs(np.array(losses) - whole["losses"]).max() < 2e-5
-
-
-def _leg(config: Config, first: int, last: int, load: Path | None, save: Path) -> dict[str, Any]:
-    return train_between(config, first, last, load=load, save=save)
+        losses += ranks[0][0].losses
+        stored, load = {name: value for rank, _ in ranks for name, value in rank.parameters.items()}, save
+    assert len(CHAIN) > 12
+    assert np.abs(np.array(losses) - whole.losses).max() < 2e-5

@@ -10,6 +10,7 @@ from loongforge.config.schema import ComponentConfig
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
     from loongforge.components.hf import NameMap
@@ -31,6 +32,10 @@ class LLMConfig(ComponentConfig):
     def problems(self, tp: int, pp: int) -> list[str]:
         """What makes this model impossible to build, found without building it."""
         raise NotImplementedError
+
+    def small_copy(self, *, num_layers: int, divisor: int) -> Self:
+        """The same architecture with few, narrow layers whose sizes `divisor` divides, to try a layout on."""
+        raise UserError(f"type={self.type!r} does not say what a small copy of it is (`small_copy`)")
 
     def num_params(self) -> int:
         """Parameters of the whole model, over all shards."""

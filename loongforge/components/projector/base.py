@@ -10,6 +10,7 @@ from loongforge.config.schema import ComponentConfig
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
     from loongforge.components.hf import NameMap
@@ -26,6 +27,10 @@ class ProjectorConfig(ComponentConfig):
     def problems(self, tp: int, *, input_size: int, output_size: int) -> list[str]:
         """What makes this projector impossible to build, found without building it."""
         return []
+
+    def small_copy(self, *, divisor: int) -> Self:
+        """The same architecture with few, narrow layers whose sizes `divisor` divides, to try a layout on."""
+        raise UserError(f"type={self.type!r} does not say what a small copy of it is (`small_copy`)")
 
     def num_params(self, *, input_size: int, output_size: int) -> int:
         """Parameters of the whole projector, over all shards."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from loongforge.components.llm.base import LLMConfig
@@ -70,6 +70,23 @@ class LlamaConfig(LLMConfig):
         if self.num_layers % pp:
             found.append(f"num_layers={self.num_layers} cannot be divided over parallel.pp={pp}")
         return found
+
+    def small_copy(self, *, num_layers: int, divisor: int) -> LlamaConfig:
+        """The same kind of decoder with heads of width 8."""
+        heads = divisor * min(4, self.num_heads // self.num_kv_heads)
+        return replace(
+            self,
+            num_layers=num_layers,
+            num_heads=heads,
+            num_kv_heads=divisor,
+            head_dim=8 if self.head_dim else None,
+            hidden_size=8 * heads,
+            mlp_hidden_size=16 * heads,
+            vocab_size=64 * divisor,
+            max_seq_len=256,
+            init_std=0.08,
+            init_from=None,
+        )
 
     def num_params(self) -> int:
         """Parameters of the whole model."""

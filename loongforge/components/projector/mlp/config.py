@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loongforge.components.projector.base import ProjectorConfig
@@ -20,6 +20,10 @@ class LinearConfig(ProjectorConfig):
 
     bias: bool = True
     """Add a bias."""
+
+    def small_copy(self, *, divisor: int) -> LinearConfig:
+        """Its sizes are those of its neighbours."""
+        return replace(self, init_from=None)
 
     def num_params(self, *, input_size: int, output_size: int) -> int:
         """Parameters of the map."""
@@ -55,6 +59,10 @@ class MLP2xGELUConfig(ProjectorConfig):
         """An inner width that cannot be divided over the tensor-parallel ranks."""
         inner = self.inner_size(output_size)
         return [f"hidden_size={inner} cannot be divided over parallel.tp={tp}"] if inner % tp else []
+
+    def small_copy(self, *, divisor: int) -> MLP2xGELUConfig:
+        """With a narrow inner width where it is not the LLM's."""
+        return replace(self, hidden_size=self.hidden_size and 16 * divisor, init_from=None)
 
     def num_params(self, *, input_size: int, output_size: int) -> int:
         """Parameters of both maps."""

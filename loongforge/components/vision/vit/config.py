@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from loongforge.components.vision.base import VisionConfig
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
     from loongforge.components.hf import NameMap
@@ -86,6 +87,22 @@ class ViTConfig(VisionConfig):
         if any(value <= 0 for value in self.image_std):
             found.append(f"image_std={list(self.image_std)} must be positive")
         return found
+
+    def small_copy(self, *, divisor: int) -> Self:
+        """The same kind of encoder on images of 2 x 2 patches, with heads of width 16."""
+        layers = max(2, 1 - self.feature_layer)
+        heads = 2 * divisor
+        return replace(
+            self,
+            num_layers=layers,
+            feature_layer=min(self.feature_layer, layers),
+            num_heads=heads,
+            hidden_size=16 * heads,
+            mlp_hidden_size=32 * heads,
+            image_size=2 * self.patch_size,
+            init_std=0.08,
+            init_from=None,
+        )
 
     def num_params(self) -> int:
         """Parameters of the layers that are built."""
