@@ -131,8 +131,8 @@ def _share_ranks(model: ModelConfig, world: int, found: list[str]) -> tuple[tupl
     both = set(llm) & set(vision)
     if both and not set(vision) <= set(llm):
         found.append(
-            f"model.vision.parallel.ranks must lie within the LLM's ranks or share none with them; {ranks_text(list(both))} "
-            f"in both, {ranks_text(sorted(set(vision) - set(llm)))} in vision only"
+            "model.vision.parallel.ranks must lie within the LLM's ranks or share none with them; "
+            f"{ranks_text(list(both))} in both, {ranks_text(sorted(set(vision) - set(llm)))} in vision only"
         )
     return llm, vision
 
@@ -229,8 +229,5 @@ def _beside(ranks: tuple[int, ...], llm: Grid) -> tuple[int, ...]:
 
 def _check_projector_ranks(wanted: ParallelConfig, vision: Grid, found: list[str]) -> None:
     if wanted.ranks is not None and set(wanted.ranks) != set(vision.ranks):
-        found.append(
-            f"model.projector.parallel.ranks={wanted.ranks} must be the encoder's ({ranks_text(vision.ranks)}); use null"
-        )
-
-
+        where = ranks_text(vision.ranks)
+        found.append(f"model.projector.parallel.ranks={wanted.ranks} must be the encoder's ({where}); use null")

@@ -79,7 +79,10 @@ class LlamaModel(LanguageModule):
         return layer
 
     def tie_embeddings_and_output_weights_state_dict(
-        self, sharded_state_dict: dict[str, Any], output_layer_weight_key: str, first_stage_word_emb_key: str,
+        self,
+        sharded_state_dict: dict[str, Any],
+        output_layer_weight_key: str,
+        first_stage_word_emb_key: str,
         metadata: dict[str, Any],
     ) -> None:
         """The last stage's copy of a tied embedding is saved as the first stage's (megatron-core asks its globals)."""
