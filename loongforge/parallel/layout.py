@@ -166,11 +166,13 @@ def _llm_grid(wanted: ParallelConfig, ranks: tuple[int, ...], world: int, found:
     block, number = tp * wanted.pp * wanted.cp, len(ranks)
     spelled = f"tp={tp} x pp={wanted.pp}" + (f" x cp={wanted.cp}" if wanted.cp > 1 else "")
     if number % block:
-        nearest = max(block, number // block * block) + world - number
+        nearest = max(block, number // block * block)
+        fix = f"launcher.nproc={nearest + world - number}"
+        if wanted.ranks is not None:  # more or fewer processes would leave them as they are
+            fix = f"{nearest} of them in model.llm.parallel.ranks"
         others = f" for the LLM ({world} processes, {world - number} of them the encoder's)" if number < world else ""
         found.append(
-            f"model.llm.parallel {spelled} needs a multiple of {block} processes, not {number}{others}; "
-            f"nearest: launcher.nproc={nearest}"
+            f"model.llm.parallel {spelled} needs a multiple of {block} processes, not {number}{others}; nearest: {fix}"
         )
         return None
     dp = number // block

@@ -225,6 +225,12 @@ REFUSED: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
         {},
         "tp=1 x pp=1 x cp=4 needs a multiple of 4 processes, not 6; nearest: launcher.nproc=4",
     ),
+    "llm ranks, named": (
+        4,
+        dict(ranks=[0, 1, 2], tp=2),
+        {},
+        "not 3 for the LLM (4 processes, 1 of them the encoder's); nearest: 2 of them in model.llm.parallel.ranks",
+    ),
     "llm dp": (4, dict(tp=2, dp=4), {}, "model.llm.parallel.dp=4 does not fit: 4 processes / (tp=2 x pp=1) leave dp=2"),
     "pp 0": (1, dict(pp=0), {}, "model.llm.parallel.pp=0 must be at least 1"),
     "cp 0": (1, dict(cp=0), {}, "model.llm.parallel.cp=0 must be at least 1"),
