@@ -48,7 +48,7 @@ def _value(replica: int, rows: list[int], salt: int = 0) -> torch.Tensor:
 def _start(exchange: Exchange, way: Any, plan: Plan, rank: int, rows: Rows, salt: int = 0) -> Delivery:
     transfers = {
         replica: plan_transfers(*({r: np.array(part, np.int64) for r, part in end.items()} for end in ends))
-        for replica, ends in plan.items()
+        for replica, ends in sorted(plan.items(), reverse=rank % 2 == 1)  # in which order they are listed is no matter
     }
     held = {replica: _value(replica, holds[rank], salt) for replica, (holds, _) in plan.items() if rank in holds}
     return exchange.start(way, transfers, held, rows)
@@ -132,6 +132,26 @@ def test_windows_in_flight_keep_their_order_and_ways_do_not_meet(rank_pool: Pool
     gradients, embeddings = rank_pool(2).run(_in_flight)
     assert embeddings == [_value(0, [1, 0], salt).tolist() for salt in (1, 2)]
     assert gradients == [_value(0, [0, 1], salt).tolist() for salt in (3, 4)]
+
+
+def _two_ways_to_one_rank() -> list[list[float]]:
+    """Rank 0 sends embeddings, then gradients; rank 1 takes the gradients first."""
+    with joined_world(BACKEND) as world:
+        exchange = Exchange(make_groups(_layout(2, decoupled=True), "gloo"))
+        plan: Plan = {0: ({0: [0, 1]}, {1: [1, 0]})}
+        rows = Rows((WIDTH,), torch.float64, torch.device("cpu"))
+        ways = ("forward", "backward") if world.rank == 0 else ("backward", "forward")
+        deliveries = [_start(exchange, way, plan, world.rank, rows, salt) for salt, way in enumerate(ways)]
+        found = [delivery.wait() for delivery in deliveries]
+        for delivery in deliveries:
+            delivery.sent()
+        return [part[0].tolist() for part in found if part]
+
+
+def test_gradients_do_not_queue_behind_embeddings(rank_pool: Pools) -> None:
+    _, (gradients, embeddings) = rank_pool(2).run(_two_ways_to_one_rank)
+    assert gradients == _value(0, [1, 0], 1).tolist()
+    assert embeddings == _value(0, [1, 0], 0).tolist()
 
 
 def _features() -> list[Any]:
