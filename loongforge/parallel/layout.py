@@ -131,7 +131,7 @@ def _share_ranks(model: ModelConfig, world: int, found: list[str]) -> tuple[tupl
     both = set(llm) & set(vision)
     if both and not set(vision) <= set(llm):
         found.append(
-            f"model.vision.parallel.ranks must lie within the LLM's ranks or share none with them; "
+            "model.vision.parallel.ranks must lie within the LLM's ranks or share none with them; "
             f"{ranks_text(list(both))} in both, {ranks_text(sorted(set(vision) - set(llm)))} in vision only"
         )
     return llm, vision
@@ -166,11 +166,13 @@ def _llm_grid(wanted: ParallelConfig, ranks: tuple[int, ...], world: int, found:
     block, number = tp * wanted.pp * wanted.cp, len(ranks)
     spelled = f"tp={tp} x pp={wanted.pp}" + (f" x cp={wanted.cp}" if wanted.cp > 1 else "")
     if number % block:
-        nearest = max(block, number // block * block) + world - number
+        nearest = max(block, number // block * block)
+        fix = f"launcher.nproc={nearest + world - number}"
+        if wanted.ranks is not None:  # more or fewer processes would leave them as they are
+            fix = f"{nearest} of them in model.llm.parallel.ranks"
         others = f" for the LLM ({world} processes, {world - number} of them the encoder's)" if number < world else ""
         found.append(
-            f"model.llm.parallel {spelled} needs a multiple of {block} processes, not {number}{others}; "
-            f"nearest: launcher.nproc={nearest}"
+            f"model.llm.parallel {spelled} needs a multiple of {block} processes, not {number}{others}; nearest: {fix}"
         )
         return None
     dp = number // block
@@ -229,6 +231,5 @@ def _beside(ranks: tuple[int, ...], llm: Grid) -> tuple[int, ...]:
 
 def _check_projector_ranks(wanted: ParallelConfig, vision: Grid, found: list[str]) -> None:
     if wanted.ranks is not None and set(wanted.ranks) != set(vision.ranks):
-        found.append(
-            f"model.projector.parallel.ranks={wanted.ranks} must be the encoder's, {ranks_text(vision.ranks)}; use null"
-        )
+        where = ranks_text(vision.ranks)
+        found.append(f"model.projector.parallel.ranks={wanted.ranks} must be the encoder's ({where}); use null")

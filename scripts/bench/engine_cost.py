@@ -96,7 +96,7 @@ class Ours:
     def step(self, batch: Batch) -> None:
         """Forward, backward, clip, update."""
         self.optimizers.clear_gradients()
-        self.runner.train([batch], int((batch.labels != IGNORE).sum()))
+        self.runner.train({0: [batch]}, int((batch.labels != IGNORE).sum()))
         self.optimizers.reduce_gradients()
         self.optimizers.step(1e-4)
 
@@ -162,7 +162,7 @@ def main() -> None:
     batches = make_batches(config, sizes, args.steps)
     tokens = sum(int(batch.lengths.sum()) for batch in batches)
     with joined_world(BACKEND):
-        ours, plain = Ours(config, make_groups(Layout(1), BACKEND.dist_backend)), Plain(config)
+        ours, plain = Ours(config, make_groups(Layout.from_model(config.model, 1), BACKEND.dist_backend)), Plain(config)
         _seconds(ours, batches[:3])
         _seconds(plain, batches[:3])
         pairs = [(_seconds(ours, batches), _seconds(plain, batches)) for _ in range(args.blocks)]

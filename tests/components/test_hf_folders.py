@@ -26,7 +26,7 @@ from loongforge.components.llm.llama.config import RopeScalingConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
 from tests.components.hf_models import llava, randomise, text_config
-from tests.support.tiny import IMAGE_TOKEN, global_batch, tiny_config
+from tests.support.tiny import IMAGE_TOKEN, global_batch, run_model, tiny_config
 
 SCALING = RopeScalingConfig(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
@@ -61,13 +61,13 @@ def test_language_model_alone(name: str, seed: int, groups: Any, tmp_path: Path)
     batch = global_batch(seed)
     batch.images = batch.images[:0]
     model = _loaded(config, groups)
-    hidden = model(batch)
+    hidden = run_model(model, batch)
     samples, length = batch.tokens.shape
     logits = model.llm.logits(hidden, torch.arange(samples * length)).view(length, samples, -1).transpose(0, 1)
     expected = theirs(input_ids=batch.tokens).logits
     assert (logits - expected).abs().max() < 1e-4
     expected_loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), batch.labels.flatten())
-    assert abs(model.losses(hidden, batch.labels).mean() - expected_loss) < 1e-5
+    assert abs(model.losses(hidden, batch).mean() - expected_loss) < 1e-5
 
 
 SIZES = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4)
@@ -142,7 +142,7 @@ def test_every_spelling_of_a_llava(vision: str, spelling: str, groups: Any, tmp_
         getattr(config.model, part).init_from = str(tmp_path)
     batch = global_batch(0)
     model = _loaded(config, groups)
-    logits, _ = model.label_logits(model(batch), batch.labels)
+    logits, _ = model.label_logits(run_model(model, batch), batch.labels)
     expected = theirs(input_ids=batch.tokens, pixel_values=batch.images).logits[batch.labels != -100]
     assert (logits - expected).abs().max() < 1e-4
 
@@ -156,7 +156,7 @@ def test_a_fault_changes_the_logits(fault: str, groups: Any, tmp_path: Path) -> 
     for part in ("vision", "projector", "llm"):
         getattr(config.model, part).init_from = str(tmp_path)
     model, batch = _loaded(config, groups), global_batch(0)
-    before, _ = model.label_logits(model(batch), batch.labels)
+    before, _ = model.label_logits(run_model(model, batch), batch.labels)
     layer = model.llm.decoder.layers[0]
     qkv = layer.self_attention.linear_qkv.weight
     if fault == "gate and up":
@@ -170,7 +170,7 @@ def test_a_fault_changes_the_logits(fault: str, groups: Any, tmp_path: Path) -> 
         patch.copy_(patch.view(64, 3, 256).flip(1).reshape_as(patch))
     else:
         layer.input_layernorm.weight.add_(1)
-    after, _ = model.label_logits(model(batch), batch.labels)
+    after, _ = model.label_logits(run_model(model, batch), batch.labels)
     assert (after - before).abs().max() > 1e-2
 
 

@@ -10,7 +10,7 @@ import torch
 from loongforge.components.llm.llama.config import RopeScalingConfig
 from loongforge.components.sharding import fill_parameters, gather_parameters
 from loongforge.config.schema import Config
-from tests.support.tiny import global_batch, tiny_config
+from tests.support.tiny import global_batch, run_model, tiny_config
 
 SCALING = RopeScalingConfig(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
@@ -53,13 +53,13 @@ def test_llava_equals_transformers(name: str, seed: int, groups: Any) -> None:
     theirs = llava(config.model, seed)
     ours = _ours(config, groups, theirs)
     batch = global_batch(seed)
-    hidden = ours(batch)
+    hidden = run_model(ours, batch)
     samples, length = batch.tokens.shape
     logits = ours.llm.logits(hidden, torch.arange(samples * length)).view(length, samples, -1).transpose(0, 1)
     expected = theirs(input_ids=batch.tokens, pixel_values=batch.images).logits
     assert (logits - expected).abs().max() < 1e-4
     assert (logits - expected).abs().mean() < 1e-5
-    loss = ours.losses(hidden, batch.labels).mean()
+    loss = ours.losses(hidden, batch).mean()
     expected_loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), batch.labels.flatten())
     assert abs(loss - expected_loss) < 1e-5
     loss.backward()
@@ -127,7 +127,7 @@ def test_a_fault_is_seen(groups: Any) -> None:
         weight = ours.llm.decoder.layers[0].mlp.linear_fc1.weight
         weight.copy_(torch.cat(list(reversed(weight.chunk(2)))))
     batch = global_batch(0)
-    ours.losses(ours(batch), batch.labels).mean().backward()
+    ours.losses(run_model(ours, batch), batch).mean().backward()
     expected = theirs(input_ids=batch.tokens, pixel_values=batch.images).logits
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), batch.labels.flatten()).backward()
     assert gradient_differences(config, ours, theirs)
@@ -167,7 +167,7 @@ def test_init_from_a_saved_folder(name: str, groups: Any, tmp_path: Any) -> None
     load_initial_weights(config, model, groups)
     batch = global_batch(0)
     expected = _ours(config, groups, theirs)
-    assert torch.equal(model(batch), expected(batch))
+    assert torch.equal(run_model(model, batch), run_model(expected, batch))
 
 
 def test_init_from_says_what_is_wrong(groups: Any, tmp_path: Any) -> None:

@@ -26,8 +26,13 @@ def _loader(processor: SampleProcessor, train: Any, **options: Any) -> TrainLoad
     return TrainLoader(data, processor, **{**sizes, **options})
 
 
+def _load(loader: TrainLoader, step: int) -> list[Batch]:
+    """Micro-batches of the first replica."""
+    return next(iter(loader.load(step).micro_batches.values()))
+
+
 def _ids(loader: TrainLoader, step: int) -> list[list[str]]:
-    return [batch.ids for batch in loader.load(step).micro_batches]
+    return [batch.ids for batch in _load(loader, step)]
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def shards(tmp_path: Path) -> str:
 
 
 def test_batch_contents(processor: SampleProcessor, shards: str) -> None:
-    (batch, *others) = _loader(processor, shards, pad_multiple=8).load(0).micro_batches
+    (batch, *others) = _load(_loader(processor, shards, pad_multiple=8), 0)
     assert batch.tokens.dtype == batch.labels.dtype == batch.lengths.dtype == torch.int64
     assert (batch.images.dtype, batch.images.shape) == (torch.float32, (2, 3, 32, 32))
     assert all(other.tokens.shape == batch.tokens.shape for other in others)
@@ -62,7 +67,7 @@ def test_any_number_of_ranks_gives_the_same_global_batch(processor: SampleProces
         expected = sorted(itertools.chain(*_ids(alone, step)))
         for dp_size in (1, 2, 4):
             ranks = [
-                _loader(processor, shards, dp_rank=rank, dp_size=dp_size, micro_batch_size=micro)
+                _loader(processor, shards, replicas=[rank], dp_size=dp_size, micro_batch_size=micro)
                 for rank in range(dp_size)
             ]
             assert sorted(itertools.chain(*(ids for rank in ranks for ids in _ids(rank, step)))) == expected
@@ -80,7 +85,7 @@ def test_an_epoch_of_steps_visits_every_sample_once(processor: SampleProcessor, 
 
 
 def test_a_rank_reads_only_its_own_samples(processor: SampleProcessor, shards: str) -> None:
-    loader = _loader(processor, shards, dp_rank=1, dp_size=4)
+    loader = _loader(processor, shards, replicas=[1], dp_size=4)
     read: list[int] = []
     load = loader.sources[0].load
 
@@ -106,10 +111,26 @@ def _equal(a: Batch, b: Batch) -> bool:
 def test_prefetch_changes_nothing_and_steps_may_jump(processor: SampleProcessor, shards: str) -> None:
     plain, ahead = _loader(processor, shards), _loader(processor, shards, prefetch=3)
     for step in (0, 1, 2, 7, 8, 3, 3, 4, 0):
-        for a, b in zip(plain.load(step).micro_batches, ahead.load(step).micro_batches, strict=True):
+        for a, b in zip(_load(plain, step), _load(ahead, step), strict=True):
             assert _equal(a, b)
     ahead.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("data")]
+
+
+def test_a_rank_that_works_on_several_replicas_gets_what_each_would_get(
+    processor: SampleProcessor, tmp_path: Path
+) -> None:
+    path = _with_bad(tmp_path / "d", {3, 4, 11, 17, 20})
+    options: dict[str, Any] = dict(bad_sample="skip", dp_size=4)
+    both = _loader(processor, path, replicas=[1, 3], **options)
+    for step in range(3):
+        data = both.load(step)
+        assert list(data.micro_batches) == list(data.bad) == [1, 3]
+        for replica in (1, 3):
+            alone = _loader(processor, path, replicas=[replica], **options).load(step)
+            assert data.bad[replica] == alone.bad[replica]
+            for a, b in zip(data.micro_batches[replica], alone.micro_batches[replica], strict=True):
+                assert _equal(a, b)
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -138,15 +159,15 @@ def test_policy_skip_replaces_alike_on_any_ranks(processor: SampleProcessor, tmp
         results = []
         for dp_size in (1, 2, 4):
             ranks = [
-                _loader(processor, path, bad_sample="skip", dp_rank=r, dp_size=dp_size).load(step)
+                _loader(processor, path, bad_sample="skip", replicas=[r], dp_size=dp_size).load(step)
                 for r in range(dp_size)
             ]
-            ids = sorted(name for data in ranks for batch in data.micro_batches for name in batch.ids)
-            results.append((ids, {record for data in ranks for record in data.bad}))
+            ids = sorted(name for rank, data in enumerate(ranks) for b in data.micro_batches[rank] for name in b.ids)
+            results.append((ids, {record for rank, data in enumerate(ranks) for record in data.bad[rank]}))
         assert results[0] == results[1] == results[2]
         assert not {"id3", "id4", "id11", "id17", "id20"} & set(results[0][0])
     loader = _loader(processor, path, bad_sample="skip")
-    records = [record for step in range(3) for record in loader.load(step).bad]
+    records = [record for step in range(3) for record in loader.load(step).bad[0]]
     assert {record.id for record in records} >= {"id3", "id4", "id11", "id17", "id20"}
     first = next(record for record in records if record.id == "id3")
     assert (first.source, first.shard, first.key) == (path, path, "line 4")
@@ -180,7 +201,7 @@ def test_sources_mixed_by_weight(processor: SampleProcessor, tmp_path: Path) -> 
     for step in range(5):
         names = [name[0] for group in _ids(loader, step) for name in group]
         assert (names.count("x"), names.count("y")) == (6, 2)
-    assert loader.load(0).micro_batches[0].images.shape == (0, 3, 32, 32)
+    assert _load(loader, 0)[0].images.shape == (0, 3, 32, 32)
 
 
 def _eval(processor: SampleProcessor, path: str, **options: Any) -> EvalLoader:
@@ -188,9 +209,13 @@ def _eval(processor: SampleProcessor, path: str, **options: Any) -> EvalLoader:
     return EvalLoader(data, processor, **{"micro_batch_size": 4, **options})
 
 
+def _batches(loader: EvalLoader) -> list[Batch]:
+    return [batch for by_replica in loader for batch in by_replica.values()]
+
+
 @pytest.mark.parametrize("dp_size", [1, 2, 3, 5])
 def test_eval_shares_the_set_in_equal_numbers_of_batches(processor: SampleProcessor, shards: str, dp_size: int) -> None:
-    ranks = [list(_eval(processor, shards, dp_rank=r, dp_size=dp_size)) for r in range(dp_size)]
+    ranks = [_batches(_eval(processor, shards, replicas=[r], dp_size=dp_size)) for r in range(dp_size)]
     assert len({len(batches) for batches in ranks}) == 1
     by_turn = [batch for turn in zip(*ranks, strict=True) for batch in turn]
     assert [name for batch in by_turn for name in batch.ids if name] == [f"id{i}" for i in range(30)]
@@ -201,11 +226,19 @@ def test_eval_shares_the_set_in_equal_numbers_of_batches(processor: SampleProces
             assert (name == "") == bool((batch.labels[row] == IGNORE).all())
 
 
+def test_eval_gives_batches_of_several_replicas_side_by_side(processor: SampleProcessor, shards: str) -> None:
+    both = list(_eval(processor, shards, replicas=[0, 2], dp_size=3))
+    for replica in (0, 2):
+        alone = _batches(_eval(processor, shards, replicas=[replica], dp_size=3))
+        assert all(_equal(a[replica], b) for a, b in zip(both, alone, strict=True))
+    assert [sorted(by_replica) for by_replica in both] == [[0, 2]] * 3
+
+
 def test_eval_can_be_iterated_again_and_limited(processor: SampleProcessor, shards: str) -> None:
     loader = _eval(processor, shards, limit=7)
-    names = [name for batch in loader for name in batch.ids if name]
+    names = [name for batch in _batches(loader) for name in batch.ids if name]
     assert names == ["id0", "id4", "id8", "id12", "id17", "id21", "id25"]
-    assert [name for batch in loader for name in batch.ids if name] == names
+    assert [name for batch in _batches(loader) for name in batch.ids if name] == names
     assert (len(loader), loader.num_samples) == (2, 7)
     assert _eval(processor, shards, limit=1000).num_samples == 30
 
@@ -216,7 +249,7 @@ def test_eval_bad_samples(processor: SampleProcessor, tmp_path: Path) -> None:
         list(_eval(processor, path))
     loader = _eval(processor, path, bad_sample="skip")
     for _ in range(2):
-        assert [batch.ids for batch in loader] == [
+        assert [batch.ids for batch in _batches(loader)] == [
             ["id0", "id3", "", ""],
             ["id4", "id5", "id6", "id7"],
             ["id8", "", "", ""],
@@ -240,7 +273,7 @@ def test_pydoc_text_trains_on_every_token(pydoc: Path) -> None:
     from loongforge.data.tokenizer import load_tokenizer
 
     processor = SampleProcessor(load_tokenizer(pydoc / "tokenizer"), max_length=400)
-    batch = _loader(processor, str(pydoc / "train.jsonl")).load(0).micro_batches[0]
+    batch = _load(_loader(processor, str(pydoc / "train.jsonl")), 0)[0]
     assert ((batch.labels != IGNORE).sum(1) == batch.lengths - 1).all()
     assert (batch.labels[0, : batch.lengths[0] - 1] == batch.tokens[0, 1 : batch.lengths[0]]).all()
     lines = [json.loads(line)["text"] for line in (pydoc / "train.jsonl").read_text().splitlines()]

@@ -8,33 +8,65 @@ from typing import Any
 import pytest
 
 from loongforge.config.errors import UserError
+from loongforge.config.schema import ParallelConfig
 from loongforge.model.checks import check_model
 from loongforge.model.flops import forward_flops, image_tokens, training_factors, training_flops
 from loongforge.parallel.layout import Layout
 from tests.support.tiny import tiny_config
 
-REFUSED: dict[str, tuple[Layout, Callable[[Any], Any], str]] = {
-    "heads over tp": (Layout(4, tp=4), lambda c: None, "model.llm.num_kv_heads=2 cannot be divided over parallel.tp=4"),
-    "layers over pp": (Layout(3, pp=3), lambda c: None, "model.llm.num_layers=4 cannot be divided over parallel.pp=3"),
-    "projector gone": (Layout(1), lambda c: setattr(c.model, "projector", None), "model.projector is missing"),
-    "vision gone": (Layout(1), lambda c: setattr(c.model, "vision", None), "model.vision is missing"),
-    "image too long": (Layout(1), lambda c: setattr(c.model.llm, "max_seq_len", 4), "an image takes 4 tokens"),
-    "patches": (Layout(1), lambda c: setattr(c.model.vision, "image_size", 33), "image_size=33 is not a multiple"),
-    "hidden state": (Layout(1), lambda c: setattr(c.model.vision, "feature_layer", -5), "allowed: -3 to -1, or 1 to 3"),
+
+def _set(name: str, **values: Any) -> Callable[[Any], None]:
+    """Changes a component."""
+
+    def change(model: Any) -> None:
+        for key, value in values.items():
+            setattr(getattr(model, name), key, value)
+
+    return change
+
+
+def _over(name: str, **sizes: int) -> Callable[[Any], None]:
+    return _set(name, parallel=ParallelConfig(**sizes))
+
+
+def _both(model: Any) -> None:
+    _over("vision", tp=2)(model)
+    _set("projector", hidden_size=33)(model)
+
+
+REFUSED: dict[str, tuple[int, Callable[[Any], Any], str]] = {
+    "heads over tp": (4, _over("llm", tp=4), "model.llm.num_kv_heads=2 cannot be divided over parallel.tp=4"),
+    "layers over pp": (3, _over("llm", pp=3), "model.llm.num_layers=4 cannot be divided over parallel.pp=3"),
+    "encoder's heads over its tp": (
+        8,
+        _over("vision", tp=8),
+        "model.vision.num_heads=4 cannot be divided over parallel.tp=8",
+    ),
+    "projector gone": (1, lambda model: setattr(model, "projector", None), "model.projector is missing"),
+    "vision gone": (1, lambda model: setattr(model, "vision", None), "model.vision is missing"),
+    "image too long": (1, _set("llm", max_seq_len=4), "an image takes 4 tokens"),
+    "patches": (1, _set("vision", image_size=33), "image_size=33 is not a multiple"),
+    "hidden state": (1, _set("vision", feature_layer=-5), "allowed: -3 to -1, or 1 to 3"),
     "inner width": (
-        Layout(2, tp=2),
-        lambda c: setattr(c.model.projector, "hidden_size", 33),
+        2,
+        _set("projector", hidden_size=33, parallel=ParallelConfig(tp=2)),
         "model.projector.hidden_size=33 cannot be divided over parallel.tp=2",
     ),
-    "batch": (Layout(3), lambda c: None, "trainer.global_batch_size=8 cannot be divided"),
+    "inner width, with the encoder's tp": (
+        2,
+        _both,
+        "model.projector.hidden_size=33 cannot be divided over parallel.tp=2",
+    ),
+    "batch": (3, lambda model: None, "trainer.global_batch_size=8 cannot be divided"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused(name: str) -> None:
-    layout, change, words = REFUSED[name]
+    world, change, words = REFUSED[name]
     config = tiny_config()
-    change(config)
+    change(config.model)
+    layout = Layout.from_model(config.model, world)
     with pytest.raises(UserError) as caught:
         check_model(config, layout)
     assert words in str(caught.value)
@@ -45,12 +77,23 @@ def test_everything_frozen_is_refused() -> None:
     for part in ("vision", "projector", "llm"):
         getattr(config.model, part).freeze = True
     with pytest.raises(UserError, match="nothing would be learned"):
-        check_model(config, Layout(1))
+        check_model(config, Layout.from_model(config.model, 1))
 
 
-@pytest.mark.parametrize("layout", [Layout(1), Layout(2, tp=2), Layout(4, tp=2, pp=2), Layout(4, pp=2)])
-def test_what_fits_passes(layout: Layout) -> None:
-    check_model(tiny_config(), layout)
+@pytest.mark.parametrize(
+    ("world", "llm", "vision"),
+    [
+        (1, {}, {}),
+        (2, dict(tp=2), {}),
+        (4, dict(tp=2, pp=2), dict(tp=4)),
+        (4, dict(pp=2), dict(dp=4)),
+        (3, dict(tp=2), dict(ranks=[2])),
+    ],
+)
+def test_what_fits_passes(world: int, llm: dict[str, Any], vision: dict[str, Any]) -> None:
+    config = tiny_config(parallel=ParallelConfig(**llm))
+    config.model.vision.parallel = ParallelConfig(**vision)  # type: ignore[union-attr]
+    check_model(config, Layout.from_model(config.model, world))
 
 
 @pytest.mark.parametrize(

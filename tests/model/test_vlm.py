@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loongforge.config.schema import Config
-from tests.support.tiny import IMAGE_TOKEN, NUM_PATCHES, global_batch, tiny_config
+from tests.support.tiny import IMAGE_TOKEN, NUM_PATCHES, global_batch, image_rows, run_model, tiny_config
 
 
 def _build(config: Config, groups: Any) -> Any:
@@ -20,9 +20,9 @@ def _build(config: Config, groups: Any) -> Any:
 @torch.no_grad()
 def test_features_replace_image_tokens_in_order(groups: Any) -> None:
     model, batch = _build(tiny_config(), groups), global_batch(0)
-    embedded = model.embed(batch).transpose(0, 1)  # [B, S, H]
+    embedded = model.embed(batch.tokens, image_rows(model, batch.images)).transpose(0, 1)  # [B, S, H]
     is_image = batch.tokens == IMAGE_TOKEN
-    features = torch.cat([model.encode(image[None]) for image in batch.images])
+    features = torch.cat([image_rows(model, image[None]) for image in batch.images])
     assert torch.allclose(embedded[is_image], features, atol=1e-5)
     assert torch.equal(embedded[~is_image], model.llm.embed(batch.tokens).transpose(0, 1)[~is_image])
     assert not torch.allclose(features[:NUM_PATCHES], features[NUM_PATCHES : 2 * NUM_PATCHES], atol=1e-2)
@@ -31,21 +31,21 @@ def test_features_replace_image_tokens_in_order(groups: Any) -> None:
 @torch.no_grad()
 def test_padding_and_neighbours_change_nothing(groups: Any) -> None:
     model, batch = _build(tiny_config(), groups), global_batch(0)
-    alone = model.losses(model(batch), batch.labels)
+    alone = model.losses(run_model(model, batch), batch)
     batch.tokens = torch.cat([batch.tokens, torch.full((8, 5), 7)], 1)
     batch.labels = torch.cat([batch.labels, torch.full((8, 5), -100)], 1)
-    assert torch.allclose(model.losses(model(batch), batch.labels), alone, atol=1e-5)
+    assert torch.allclose(model.losses(run_model(model, batch), batch), alone, atol=1e-5)
     row = global_batch(0)
     row.tokens, row.labels, row.images = row.tokens[2:3], row.labels[2:3], row.images[1:2]
     count = int((global_batch(0).labels[:2] != -100).sum())
-    assert torch.allclose(model.losses(model(row), row.labels), alone[count : count + 3], atol=1e-5)
+    assert torch.allclose(model.losses(run_model(model, row), row), alone[count : count + 3], atol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", ["vision", "projector", "llm"])
 def test_a_frozen_part_has_no_gradient_and_the_others_keep_theirs(frozen: str, groups: Any) -> None:
     def gradients(config: Config) -> dict[str, torch.Tensor | None]:
         model, batch = _build(config, groups), global_batch(0)
-        model.losses(model(batch), batch.labels).mean().backward()
+        model.losses(run_model(model, batch), batch).mean().backward()
         return {name: param.grad for name, param in model.named_parameters()}
 
     whole, config = gradients(tiny_config()), tiny_config()
@@ -64,6 +64,6 @@ def test_recompute_changes_no_gradient(groups: Any) -> None:
         config = tiny_config()
         config.trainer.recompute = recompute  # type: ignore[assignment]
         model, batch = _build(config, groups).train(), global_batch(0)
-        model.losses(model(batch), batch.labels).mean().backward()
+        model.losses(run_model(model, batch), batch).mean().backward()
         found.append([param.grad for param in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))

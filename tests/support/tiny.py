@@ -78,3 +78,13 @@ def micro_batches(whole: Batch, size: int, dp_rank: int, dp: int) -> list[Batch]
         ids = [whole.ids[row] for row in rows]
         parts.append(Batch(whole.tokens[rows], whole.labels[rows], images, whole.lengths[rows], ids))
     return parts
+
+
+def image_rows(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """Rows `[n, H]` of images, where one process holds the whole model."""
+    return model.project(model.vision(images).transpose(0, 1)).flatten(0, 1)
+
+
+def run_model(model: Any, batch: Batch) -> torch.Tensor:
+    """Hidden states `[S, B, H]`, where one process holds the whole model."""
+    return model(batch, image_rows(model, batch.images) if len(batch.images) else None)

@@ -69,7 +69,7 @@ CONFIG = {
     "context": (["model.llm.max_seq_len=4"], ["4 tokens", "max_seq_len=4"]),
     "everything frozen": ([f"model.{c}.freeze=true" for c in ("vision", "projector", "llm")], ["frozen"]),
     "no such weights": (["model.llm.init_from=nowhere"], ["model.llm.init_from", "nowhere"]),
-    "not available yet": (["model.llm.parallel.cp=2", "launcher.nproc=2"], ["cp=2"]),
+    "not available yet": (["model.llm.parallel.ep=2", "launcher.nproc=2"], ["model.llm.parallel.ep=2"]),
 }
 
 
