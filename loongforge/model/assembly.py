@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
+from megatron.core.transformer.module import MegatronModule
 
 from loongforge.components.context import BuildContext
 from loongforge.components.llm.base import LLMConfig
@@ -54,9 +56,17 @@ def _build_component(config: Config, name: str, groups: Groups) -> torch.nn.Modu
     else:
         assert isinstance(component, VisionConfig | LLMConfig)
         module = component.build(context)
+    _give_group(module, context.groups.tp)
     mark_tensor_parallel(module)
     draw_parameters(module, component=name, seed=config.trainer.seed, std=component.init_std, group=context.groups.tp)
     return module.requires_grad_(not component.freeze)
+
+
+def _give_group(module: torch.nn.Module, group: dist.ProcessGroup) -> None:
+    """Where a plugin's module has no group of its own, megatron-core would ask its global state, which has none."""
+    for part in module.modules():
+        if isinstance(part, MegatronModule) and not hasattr(part, "tp_group"):
+            part.tp_group = group
 
 
 def build_model(config: Config, groups: Groups, *, image_token: int | None) -> VisionLanguageModel:

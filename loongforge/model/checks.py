@@ -56,3 +56,21 @@ def _batch_problems(config: Config, layout: Layout) -> list[str]:
         f"trainer.global_batch_size={whole} cannot be divided into micro-batches of trainer.micro_batch_size={micro} "
         f"on dp={layout.dp} ranks; nearest: {nearest}"
     ]
+
+
+def window_size(layout: Layout, wanted: int | None, num_micro_batches: int, micro_batch_size: int) -> int:
+    """Micro-batches of a window.
+
+    Args:
+        layout: Of the run.
+        wanted: `trainer.encode_window`; None: as few as give every encoder replica an image where each sample has one,
+            and the whole step where a pipeline would otherwise be drained in between.
+        num_micro_batches: Of a step.
+        micro_batch_size: Samples of one.
+    """
+    if wanted is not None or layout.vision is None:
+        return min(wanted or 1, num_micro_batches)
+    if layout.llm.pp > 1 and not layout.decoupled:
+        return num_micro_batches
+    siblings = -(-layout.vision.dp // layout.dp)
+    return max(1, min(num_micro_batches, -(-siblings // micro_batch_size)))

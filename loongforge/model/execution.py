@@ -12,9 +12,10 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from loongforge.model.ahead import ImageRowStream, encode_ahead, windows_ahead
+from loongforge.model.checks import window_size
 from loongforge.model.encoding import Bridge, ImageEncoder
 from loongforge.model.vlm import VisionLanguageModel
-from loongforge.model.windows import Inputs, Window, window_size
+from loongforge.model.windows import Inputs, Window
 from loongforge.parallel.exchange import Exchange, Message
 from loongforge.parallel.groups import Groups
 

@@ -28,24 +28,6 @@ class Inputs(Protocol):
     """int32 `[D + 1]`: borders of the documents of a packed row (B is 1 then); None: every row is one document."""
 
 
-def window_size(layout: Layout, wanted: int | None, num_micro_batches: int, micro_batch_size: int) -> int:
-    """Micro-batches of a window.
-
-    Args:
-        layout: Of the run.
-        wanted: `trainer.encode_window`; None: as few as give every encoder replica an image where each sample has one,
-            and the whole step where a pipeline would otherwise be drained in between.
-        num_micro_batches: Of a step.
-        micro_batch_size: Samples of one.
-    """
-    if wanted is not None or layout.vision is None:
-        return min(wanted or 1, num_micro_batches)
-    if layout.llm.pp > 1 and not layout.decoupled:
-        return num_micro_batches
-    siblings = -(-layout.vision.dp // layout.dp)
-    return max(1, min(num_micro_batches, -(-siblings // micro_batch_size)))
-
-
 @dataclass(frozen=True)
 class ReplicaImages:
     """Images of one LLM replica's part of a window. Image rows are numbered in order of appearance over the window."""

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loongforge.config.schema import ParallelConfig
-from loongforge.model.windows import ReplicaImages, Window, window_size
+from loongforge.model.checks import window_size
+from loongforge.model.windows import ReplicaImages, Window
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.routes import Transfer, context_positions
 from tests.support.tiny import IMAGE_TOKEN, tiny_config

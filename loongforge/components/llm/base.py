@@ -41,6 +41,19 @@ class LLMConfig(ComponentConfig):
         """Parameters of the whole model, over all shards."""
         raise NotImplementedError
 
+    def params_on(self, tp: int, pp: int, stage: int) -> int:
+        """Parameters that a rank of a pipeline stage holds; the default spreads them evenly."""
+        return self.num_params() // (tp * pp)
+
+    def kept_per_token(self, tp: int, *, sequence_parallel: bool) -> float:
+        """Numbers that a layer keeps of each token for its backward pass, on each rank."""
+        return 18.0 * self.hidden_size / (tp if sequence_parallel else 1)
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers in the keys and values of a token in one layer, which context-parallel ranks exchange."""
+        return 2 * self.hidden_size
+
     def flops(self, seq_len: int) -> float:
         """Forward FLOPs of one token in a sequence of `seq_len`, output layer included."""
         raise NotImplementedError

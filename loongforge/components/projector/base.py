@@ -36,6 +36,10 @@ class ProjectorConfig(ComponentConfig):
         """Parameters of the whole projector, over all shards."""
         raise NotImplementedError
 
+    def params_on(self, tp: int, *, input_size: int, output_size: int) -> int:
+        """Parameters that a rank holds; the default holds them whole."""
+        return self.num_params(input_size=input_size, output_size=output_size)
+
     def flops(self, num_features: int, *, input_size: int, output_size: int) -> float:
         """Forward FLOPs of one image with so many feature vectors."""
         weights = self.num_params(input_size=input_size, output_size=output_size)

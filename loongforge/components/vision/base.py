@@ -58,6 +58,18 @@ class VisionConfig(ComponentConfig):
         """Parameters of the whole encoder, over all shards."""
         raise NotImplementedError
 
+    def params_on(self, tp: int) -> int:
+        """Parameters that a rank holds; the default spreads them evenly."""
+        return self.num_params() // tp
+
+    def kept_per_image(self, tp: int) -> float:
+        """Numbers that an image leaves for the backward pass, on each rank."""
+        return 0.0
+
+    def reduced_per_image(self) -> float:
+        """Numbers that tensor-parallel ranks sum for an image in a forward pass."""
+        return 0.0
+
     def flops(self) -> float:
         """Forward FLOPs of one image."""
         raise NotImplementedError

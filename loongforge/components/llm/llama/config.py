@@ -98,6 +98,30 @@ class LlamaConfig(LLMConfig):
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         return self.num_layers * layer + embeddings + self.hidden_size
 
+    def params_on(self, tp: int, pp: int, stage: int) -> int:
+        """Parameters that a rank of a pipeline stage holds; norms are whole on every rank."""
+        query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        divided = self.hidden_size * (2 * query + 2 * kv) + 3 * self.hidden_size * self.mlp_hidden_size
+        divided += (query + 2 * kv) if self.qkv_bias else 0
+        whole = 2 * self.hidden_size + (2 * self.head_size if self.qk_norm else 0)
+        found = self.num_layers // pp * (divided // tp + whole)
+        embedding = self.vocab_size // tp * self.hidden_size
+        first, last = stage == 0, stage == pp - 1
+        found += embedding if first else 0
+        found += self.hidden_size + (0 if first and self.tie_embeddings else embedding) if last else 0
+        return found
+
+    def kept_per_token(self, tp: int, *, sequence_parallel: bool) -> float:
+        """Inputs and outputs of both norms; q, k, v before and after rotation; attention; gate, up and their product."""
+        query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        residual = 4 * self.hidden_size / (tp if sequence_parallel else 1)
+        return residual + 3 * (query + kv + self.mlp_hidden_size) / tp
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers in the keys and values of a token in one layer."""
+        return 2 * self.num_kv_heads * self.head_size
+
     def flops(self, seq_len: int) -> float:
         """Forward FLOPs per token: weights of layers and output layer, causal attention at its mean length."""
         query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size

@@ -66,7 +66,11 @@ class MLP2xGELUConfig(ProjectorConfig):
 
     def num_params(self, *, input_size: int, output_size: int) -> int:
         """Parameters of both maps."""
-        inner, bias = self.inner_size(output_size), int(self.bias)
+        return self.params_on(1, input_size=input_size, output_size=output_size)
+
+    def params_on(self, tp: int, *, input_size: int, output_size: int) -> int:
+        """Parameters that a rank holds: its part of the inner width, and the last bias."""
+        inner, bias = self.inner_size(output_size) // tp, int(self.bias)
         return inner * (input_size + bias) + output_size * (inner + bias)
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:

@@ -110,6 +110,21 @@ class ViTConfig(VisionConfig):
         layer += 2 * self.hidden_size * self.mlp_hidden_size + self.mlp_hidden_size + self.hidden_size
         return self.built_layers * layer + self._embedding_params()
 
+    def params_on(self, tp: int) -> int:
+        """Parameters that a rank holds; embeddings, norms and the biases after a sum are whole on every rank."""
+        width, inner = self.hidden_size, self.mlp_hidden_size
+        divided = 4 * width**2 + 3 * width + 2 * width * inner + inner
+        return self.built_layers * (divided // tp + 6 * width) + self._embedding_params()
+
+    def kept_per_image(self, tp: int) -> float:
+        """Inputs and outputs of norms; q, k, v and attention; both sides of the activation."""
+        layer = 4 * self.hidden_size + (4 * self.hidden_size + 2 * self.mlp_hidden_size) / tp
+        return self.built_layers * self.num_positions * layer
+
+    def reduced_per_image(self) -> float:
+        """Two sums in each layer."""
+        return 2.0 * self.built_layers * self.num_positions * self.hidden_size
+
     def _embedding_params(self) -> int:
         return self.hidden_size * (3 * self.patch_size**2 + self.num_positions)
 

@@ -1,0 +1,119 @@
+"""How much a step works on, and what each component costs; every later figure follows from these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
+from loongforge.components.vision.base import VisionConfig
+from loongforge.config.errors import UserError
+from loongforge.config.schema import ComponentConfig, Config
+from loongforge.model.flops import forward_flops, image_tokens, training_factors
+from loongforge.parallel.layout import Layout
+
+DTYPE_BYTES = {"fp32": 4, "bf16": 2}
+LABEL_SHARE = 0.5
+"""Part of the text tokens that is taken to carry a label; decides the size of the logits."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a mean sample looks like."""
+
+    tokens: int
+    """LLM tokens of a sample, image tokens included."""
+    images: float
+    """Images of a sample."""
+
+    @classmethod
+    def from_recipe(cls, config: Config, *, tokens: int | None = None, images: float | None = None) -> Workload:
+        """Samples of the recipe's greatest length with one image each, where nothing else is said.
+
+        Raises:
+            UserError: the images alone are longer than the sample.
+        """
+        llm = config.model.llm
+        assert isinstance(llm, LLMConfig)
+        images = (1.0 if config.model.vision is not None else 0.0) if images is None else images
+        tokens = min(config.data.max_length or llm.max_seq_len, llm.max_seq_len) if tokens is None else tokens
+        found = cls(tokens, images)
+        if images * image_tokens(config.model) > tokens:
+            raise UserError(
+                f"--images-per-sample {images:g} take {images * image_tokens(config.model):.0f} tokens, more than "
+                f"--tokens-per-sample {tokens}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A recipe's components as numbers."""
+
+    config: Config
+    workload: Workload
+
+    @property
+    def llm(self) -> LLMConfig:
+        """The language model."""
+        llm = self.config.model.llm
+        assert isinstance(llm, LLMConfig)
+        return llm
+
+    @property
+    def vision(self) -> VisionConfig | None:
+        """The vision encoder."""
+        vision = self.config.model.vision
+        return vision if isinstance(vision, VisionConfig) else None
+
+    @property
+    def projector(self) -> ProjectorConfig | None:
+        """The projector."""
+        projector = self.config.model.projector
+        return projector if isinstance(projector, ProjectorConfig) else None
+
+    def part(self, name: str) -> ComponentConfig:
+        """A component that the recipe has."""
+        part: ComponentConfig = getattr(self.config.model, name)
+        return part
+
+    def dtype(self, name: str) -> str:
+        """Of a component's parameters and activations."""
+        return self.part(name).dtype or self.config.trainer.precision
+
+    def size(self, name: str) -> int:
+        """Bytes of a number of a component."""
+        return DTYPE_BYTES[self.dtype(name)]
+
+    @property
+    def image_tokens(self) -> int:
+        """LLM tokens of an image."""
+        return image_tokens(self.config.model)
+
+    @property
+    def factors(self) -> dict[str, int]:
+        """Forward passes that a training step costs each component (3 trained, 2 frozen behind a trained one, 1)."""
+        return training_factors(self.config.model)
+
+    def forward_flops(self, samples: float) -> dict[str, float]:
+        """Of each component, for so many samples."""
+        tokens, images = samples * self.workload.tokens, samples * self.workload.images
+        return forward_flops(self.config.model, tokens=tokens, images=images, seq_len=self.workload.tokens)
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """Widths on both sides of the projector."""
+        assert self.vision is not None
+        return {"input_size": self.vision.output_size, "output_size": self.llm.hidden_size}
+
+    def params_on(self, name: str, layout: Layout, stage: int = 0) -> int:
+        """Parameters of a component that one of its ranks holds."""
+        grid = layout.grid(name)
+        assert grid is not None
+        if name == "llm":
+            return self.llm.params_on(grid.tp, grid.pp, stage)
+        if name == "vision":
+            assert self.vision is not None
+            return self.vision.params_on(grid.tp)
+        assert self.projector is not None
+        return self.projector.params_on(grid.tp, **self.ends)
