@@ -1,82 +1,96 @@
-"""`loongforge plan`: would this recipe run, and how large is it. No weights, no torch."""
+"""`loongforge plan`: would this recipe run, on what, and how fast. No weights and no processes."""
 
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
 
 from loongforge.cli.parser import Parser
+from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
+
+_SHOWN = 12
 
 _EXAMPLES = """
   loongforge plan +recipe=llava_sft
   loongforge plan +recipe=llava_sft launcher.nproc=4 model.llm.parallel.tp=2 --json
-  loongforge plan +recipe=llava_1_5_7b data.train=x data.tokenizer=y launcher.nproc=8 model.llm.parallel.tp=4"""
+  loongforge plan +recipe=llava_1_5_7b data.train=x data.tokenizer=y --world 8 --device h100 --search
+  loongforge plan +recipe=llava_1_5_7b data.train=x data.tokenizer=y --world 64 --device h100 model.llm.parallel.pp=2"""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Checks a recipe and prints its size; returns the exit code."""
+    """Checks a recipe and prints what it costs; returns the exit code."""
     from loongforge.cli import recipe_args
-    from loongforge.cli.processes import check_fit, find_processes
-    from loongforge.model.checks import micro_batch_size
 
-    parser = Parser("plan", "Checks a recipe without running it: shapes, layout, parameters, FLOPs.", _EXAMPLES)
+    parser = Parser(
+        "plan",
+        "Checks a recipe without running it, and predicts memory, traffic and time of a step: who holds what,\n"
+        "what would fit, what would be faster.",
+        _EXAMPLES,
+    )
     recipe_args.add_overrides(parser)
+    parser.add_argument("--world", type=int, metavar="N", help="ranks (default: those that `train` would start)")
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu (measured now), a800, h100, h200, p800, or a YAML file"
+    )
+    parser.add_argument("--tokens-per-sample", type=int, metavar="N", help="default: the longest sample of the recipe")
+    parser.add_argument("--images-per-sample", type=float, metavar="X", help="mean (default: 1)")
+    parser.add_argument("--search", action="store_true", help="rank the legal layouts instead")
     parser.add_argument("--json", action="store_true", help="for machines")
     args = parser.parse(argv)
+    _check(args)
     config = recipe_args.load_recipe(args).config
-    layout = check_fit(config, find_processes(config).size)
-    sizes = component_sizes(config)
-    report = {
-        "recipe": config.name,
-        "processes": layout.world_size,
-        "layout": {axis: layout.llm.sizes[axis] for axis in ("tp", "dp", "pp")},
-        "micro_batch_size": micro_batch_size(config, layout),
-        "components": sizes,
-        "params": sum(size["params"] for size in sizes.values()),
-        "trainable_params": sum(size["trainable_params"] for size in sizes.values()),
-    }
-    print(json.dumps(report) if args.json else _text(report))
+    return (_search if args.search else _plan)(config, args)
+
+
+def _check(args: Namespace) -> None:
+    for name, least in (("world", 1), ("tokens_per_sample", 1), ("images_per_sample", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+
+
+def _plan(config: Config, args: Namespace) -> int:
+    from loongforge.cli.processes import check_fit
+    from loongforge.planning.advice import advise
+    from loongforge.planning.device import load_device
+    from loongforge.planning.report import report
+    from loongforge.planning.text import plan_text
+    from loongforge.planning.workload import Costs, Workload
+
+    world = _world(config, args)
+    layout = check_fit(config, world)
+    costs = Costs(config, Workload.from_recipe(config, tokens=args.tokens_per_sample, images=args.images_per_sample))
+    device = load_device(args.device, nproc=world, threads=config.trainer.threads or 1)
+    plan = report(costs, layout, device) | {"advice": advise(costs, layout, device)}
+    print(json.dumps(plan) if args.json else plan_text(plan))
     return 0
 
 
-def component_sizes(config: Config) -> dict[str, dict[str, Any]]:
-    """Type, parameters and forward FLOPs of each component; FLOPs are of one image, for the LLM of one token."""
-    from loongforge.components.llm.base import LLMConfig
-    from loongforge.components.projector.base import ProjectorConfig
-    from loongforge.components.vision.base import VisionConfig
+def _search(config: Config, args: Namespace) -> int:
+    from loongforge.planning.device import load_device
+    from loongforge.planning.report import found_layout
+    from loongforge.planning.search import search
+    from loongforge.planning.text import search_text
+    from loongforge.planning.workload import Workload
 
-    vision, projector, llm = config.model.vision, config.model.projector, config.model.llm
-    assert isinstance(llm, LLMConfig)
-    found: dict[str, tuple[Any, int, float, str]] = {}
-    if isinstance(vision, VisionConfig) and isinstance(projector, ProjectorConfig):
-        ends = {"input_size": vision.output_size, "output_size": llm.hidden_size}
-        found["vision"] = (vision, vision.num_params(), vision.flops(), "image")
-        flops = projector.flops(vision.num_image_tokens, **ends)
-        found["projector"] = (projector, projector.num_params(**ends), flops, "image")
-    length = min(config.data.max_length or llm.max_seq_len, llm.max_seq_len)
-    found["llm"] = (llm, llm.num_params(), llm.flops(length), "token")
-    return {
-        name: {
-            "type": part.type,
-            "params": params,
-            "trainable_params": 0 if part.freeze else params,
-            "forward_flops": flops,
-            "per": per,
-        }
-        for name, (part, params, flops, per) in found.items()
-    }
+    world = _world(config, args)
+    workload = Workload.from_recipe(config, tokens=args.tokens_per_sample, images=args.images_per_sample)
+    device = load_device(args.device, nproc=world, threads=config.trainer.threads or 1)
+    found = [found_layout(config, one, device) for one in search(config, world, workload, device)]
+    if not found:
+        raise UserError(_nothing(config, world))
+    print(json.dumps({"processes": world, "layouts": found}) if args.json else search_text(found, _SHOWN))
+    return 0
 
 
-def _text(report: dict[str, Any]) -> str:
-    layout = report["layout"]
-    lines = [
-        f"{report['recipe']}: {report['processes']} process(es), tp={layout['tp']} dp={layout['dp']} pp={layout['pp']}",
-        f"{'component':<12}{'type':<16}{'parameters':>16}{'trainable':>16}  forward FLOPs",
-    ]
-    for name, size in report["components"].items():
-        counts = f"{size['params']:>16,}{size['trainable_params']:>16,}"
-        lines.append(f"{name:<12}{size['type']:<16}{counts}  {size['forward_flops']:.3g} per {size['per']}")
-    lines.append(f"{'total':<28}{report['params']:>16,}{report['trainable_params']:>16,}")
-    return "\n".join(lines)
+def _world(config: Config, args: Namespace) -> int:
+    from loongforge.cli.processes import find_processes
+
+    return int(args.world) if args.world else find_processes(config).size
+
+
+def _nothing(config: Config, world: int) -> str:
+    batch = config.trainer.global_batch_size
+    return f"no layout of {world} processes divides the model and trainer.global_batch_size={batch}; change either"

@@ -49,9 +49,24 @@ def check_fit(config: Config, size: int) -> Layout:
     """
     from loongforge.model.checks import check_model
 
-    layout = Layout.from_model(config.model, size)
-    check_model(config, layout)
+    try:
+        layout = Layout.from_model(config.model, size)
+        check_model(config, layout)
+    except UserError as error:
+        raise UserError(f"{error}{_nearest(config, size)}") from error
     return layout
+
+
+def _nearest(config: Config, size: int) -> str:
+    """Legal layouts of as many processes, where the recipe's is not one."""
+    from loongforge.planning.choices import nearest_choices, overrides
+
+    model = config.model
+    if (model.vision is None) != (model.projector is None):
+        return ""
+    found = nearest_choices(config, size)
+    lines = (f"\n  - {' '.join(overrides(config, choice.config(config)))}" for choice in found)
+    return f"\nNearest layouts of {size} process(es) that fit:{''.join(lines)}" if found else ""
 
 
 def run_processes(entry: str, config: Config, processes: Processes, log_dir: Path, **arguments: object) -> int:

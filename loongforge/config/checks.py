@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from loongforge.config.schema import parse_ranks
+
 Check = Callable[[Any], "str | None"]
 
 
@@ -30,7 +32,11 @@ def _not_empty(value: Any) -> str | None:
     return None if value else "must not be empty"
 
 
-def _ranks(value: list[int]) -> str | None:
+def _ranks(value: list[int] | str) -> str | None:
+    try:
+        value = parse_ranks(value) if isinstance(value, str) else value
+    except ValueError:
+        return "must be a list of ranks, or like 0-3 or 0-3,8"
     fine = value and min(value) >= 0 and len(set(value)) == len(value)
     return None if fine else "must be a list of different ranks, each at least 0"
 

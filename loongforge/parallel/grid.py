@@ -39,10 +39,14 @@ class Grid:
         """Data-parallel size."""
         return len(self.ranks) // (self.tp * self.cp * self.pp)
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """Size of each axis."""
         return {"tp": self.tp, "cp": self.cp, "dp": self.dp, "pp": self.pp}
+
+    @cached_property
+    def _positions(self) -> dict[int, int]:
+        return {rank: position for position, rank in enumerate(self.ranks)}
 
     @cached_property
     def _places(self) -> dict[int, Coordinates]:
@@ -51,7 +55,13 @@ class Grid:
 
     def place(self, rank: int) -> Coordinates | None:
         """Coordinates of a rank; None where it does not hold the component."""
-        return self._places.get(rank)
+        if rank not in self._positions:
+            return None
+        rest, at = self._positions[rank], []
+        for axis in AXES:
+            rest, index = divmod(rest, self.sizes[axis])
+            at.append(index)
+        return Coordinates(*at)
 
     def groups(self, axes: Sequence[str]) -> list[tuple[int, ...]]:
         """Ranks that differ along `axes` only: a partition of the grid, each part in the order of coordinates."""

@@ -57,7 +57,7 @@ class Layout:
         """Data-parallel size of the LLM: the number of replicas that divide the samples."""
         return self.llm.dp
 
-    @property
+    @cached_property
     def decoupled(self) -> bool:
         """The encoder lives on ranks of its own."""
         return self.vision is not None and not set(self.vision.ranks) & set(self.llm.ranks)
@@ -114,12 +114,12 @@ class Layout:
 def _share_ranks(model: ModelConfig, world: int, found: list[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ranks of the LLM and of the encoder; either may name its own, and what one leaves out falls to the other."""
     everyone = tuple(range(world))
-    llm = _named_ranks("llm", model.llm.parallel.ranks, world, found)
+    llm = _named_ranks("llm", model.llm.parallel.rank_list, world, found)
     if model.vision is None:
         if llm is not None and set(llm) != set(everyone):
             found.append(f"model.llm.parallel.ranks leaves out {ranks_text(sorted(set(everyone) - set(llm)))}")
         return everyone, ()
-    vision = _named_ranks("vision", model.vision.parallel.ranks, world, found)
+    vision = _named_ranks("vision", model.vision.parallel.rank_list, world, found)
     if llm is None:
         rest = tuple(rank for rank in everyone if vision is None or rank not in vision)
         llm = rest or everyone  # an encoder on all ranks shares them
@@ -140,7 +140,7 @@ def _share_ranks(model: ModelConfig, world: int, found: list[str]) -> tuple[tupl
 def _named_ranks(component: str, ranks: list[int] | None, world: int, found: list[str]) -> tuple[int, ...] | None:
     if ranks is None:
         return None
-    key = f"model.{component}.parallel.ranks={ranks}"
+    key = f"model.{component}.parallel.ranks={ranks if len(ranks) <= 8 else ranks_text(ranks)}"
     wrong = [rank for rank in ranks if not 0 <= rank < world]
     if wrong:
         found.append(f"{key}: {wrong[0]} is not a rank; allowed: 0 .. {world - 1}")
@@ -230,6 +230,6 @@ def _beside(ranks: tuple[int, ...], llm: Grid) -> tuple[int, ...]:
 
 
 def _check_projector_ranks(wanted: ParallelConfig, vision: Grid, found: list[str]) -> None:
-    if wanted.ranks is not None and set(wanted.ranks) != set(vision.ranks):
+    if wanted.rank_list is not None and set(wanted.rank_list) != set(vision.ranks):
         where = ranks_text(vision.ranks)
         found.append(f"model.projector.parallel.ranks={wanted.ranks} must be the encoder's ({where}); use null")

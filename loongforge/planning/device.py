@@ -43,6 +43,11 @@ class Device:
         """What large matrix products reach."""
         return self.peak_tflops[dtype] * 1e12 * self.efficiency
 
+    @property
+    def usable_bytes(self) -> float:
+        """Memory; a tenth is left to the system and to fragments."""
+        return 0.9 * self.memory_gib * 2**30
+
     def bandwidth(self, extent: int) -> float:
         """Bytes per second between the ranks of a group that spans `extent` neighbouring ranks."""
         return 1e9 * (self.intra_gb_per_s if extent <= self.per_node else self.inter_gb_per_s)

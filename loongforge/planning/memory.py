@@ -57,9 +57,7 @@ def _state(costs: Costs, layout: Layout, grid: Grid, name: str, stage: int) -> M
     if costs.part(name).freeze:
         return Memory(params=params * size)
     shards = grid.dp * grid.cp if costs.config.optimizer.distributed else 1
-    return Memory(
-        params=params * size, gradients=4 * params, optimizer=params * (8 + (4 if size == 2 else 0)) / shards
-    )
+    return Memory(params=params * size, gradients=4 * params, optimizer=params * (8 + (4 if size == 2 else 0)) / shards)
 
 
 def _llm_work(costs: Costs, layout: Layout, shape: Shape, stage: int) -> Memory:

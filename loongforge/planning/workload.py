@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.projector.base import ProjectorConfig
@@ -15,6 +16,13 @@ from loongforge.parallel.layout import Layout
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 LABEL_SHARE = 0.5
 """Part of the text tokens that is taken to carry a label; decides the size of the logits."""
+
+
+def longest(config: Config) -> int:
+    """Tokens of the recipe's longest sample."""
+    llm = config.model.llm
+    assert isinstance(llm, LLMConfig)
+    return min(config.data.max_length or llm.max_seq_len, llm.max_seq_len)
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,8 @@ class Workload:
         Raises:
             UserError: the images alone are longer than the sample.
         """
-        llm = config.model.llm
-        assert isinstance(llm, LLMConfig)
         images = (1.0 if config.model.vision is not None else 0.0) if images is None else images
-        tokens = min(config.data.max_length or llm.max_seq_len, llm.max_seq_len) if tokens is None else tokens
+        tokens = longest(config) if tokens is None else tokens
         found = cls(tokens, images)
         if images * image_tokens(config.model) > tokens:
             raise UserError(
@@ -52,6 +58,14 @@ class Costs:
 
     config: Config
     workload: Workload
+
+    def with_config(self, config: Config) -> Costs:
+        """The same with another layout or trainer; the components' sizes, and all that follows from them, stay."""
+        found = replace(self, config=config)
+        for name in ("factors", "flops_per_image", "encoder_layers", "forward_flops", "image_tokens"):
+            if name in self.__dict__:
+                found.__dict__[name] = self.__dict__[name]
+        return found
 
     @property
     def llm(self) -> LLMConfig:
@@ -85,20 +99,40 @@ class Costs:
         """Bytes of a number of a component."""
         return DTYPE_BYTES[self.dtype(name)]
 
-    @property
+    @cached_property
     def image_tokens(self) -> int:
         """LLM tokens of an image."""
         return image_tokens(self.config.model)
 
-    @property
+    @cached_property
     def factors(self) -> dict[str, int]:
         """Forward passes that a training step costs each component (3 trained, 2 frozen behind a trained one, 1)."""
         return training_factors(self.config.model)
 
-    def forward_flops(self, samples: float) -> dict[str, float]:
-        """Of each component, for so many samples."""
-        tokens, images = samples * self.workload.tokens, samples * self.workload.images
-        return forward_flops(self.config.model, tokens=tokens, images=images, seq_len=self.workload.tokens)
+    @cached_property
+    def flops_per_image(self) -> dict[str, float]:
+        """Forward FLOPs of the encoder components."""
+        assert self.vision is not None and self.projector is not None
+        projector = self.projector.flops(self.vision.num_image_tokens, **self.ends)
+        return {"vision": self.vision.flops(), "projector": projector}
+
+    @cached_property
+    def encoder_layers(self) -> dict[str, int]:
+        """Layers of the encoder components."""
+        assert self.vision is not None
+        return {"vision": self.vision.built_layers, "projector": 1}
+
+    @cached_property
+    def forward_flops(self) -> dict[str, float]:
+        """Of each component in a step."""
+        samples, load = self.config.trainer.global_batch_size, self.workload
+        tokens, images = samples * load.tokens, samples * load.images
+        return forward_flops(self.config.model, tokens=tokens, images=images, seq_len=load.tokens)
+
+    @property
+    def step_flops(self) -> dict[str, float]:
+        """Of each component in a step, backward passes included."""
+        return {name: flops * self.factors[name] for name, flops in self.forward_flops.items()}
 
     @property
     def ends(self) -> dict[str, int]:

@@ -111,7 +111,7 @@ FAULTY = {
 }
 ELSEWHERE = {("local count", "colocated"), ("local count", "decoupled"), ("late document", "decoupled"),
              ("late document", "replicated"), ("gradient scale", "replicated")}  # fmt: skip
-"""A fault that needs another layout to be one: several LLM replicas, context parallelism, another DP for the encoder."""
+"""Faults that need another layout to be one: several LLM replicas, context parallelism, another DP of the encoder."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)

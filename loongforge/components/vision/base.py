@@ -46,6 +46,11 @@ class VisionConfig(ComponentConfig):
         """Width of a feature vector."""
         raise NotImplementedError
 
+    @property
+    def built_layers(self) -> int:
+        """Layers that the features depend on; each has costs that do not depend on its size."""
+        return 1
+
     def problems(self, tp: int) -> list[str]:
         """What makes this encoder impossible to build, found without building it."""
         raise NotImplementedError

@@ -112,7 +112,7 @@ class LlamaConfig(LLMConfig):
         return found
 
     def kept_per_token(self, tp: int, *, sequence_parallel: bool) -> float:
-        """Inputs and outputs of both norms; q, k, v before and after rotation; attention; gate, up and their product."""
+        """In and out of both norms; q, k, v before and after rotation; attention; gate, up and their product."""
         query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         residual = 4 * self.hidden_size / (tp if sequence_parallel else 1)
         return residual + 3 * (query + kv + self.mlp_hidden_size) / tp

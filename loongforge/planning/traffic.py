@@ -1,0 +1,151 @@
+"""Bytes that a rank receives in a step, by what they are for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from loongforge.parallel.grid import Coordinates, Grid
+from loongforge.parallel.layout import Layout
+from loongforge.planning.shape import Shape
+from loongforge.planning.workload import Costs
+
+
+@dataclass
+class Traffic:
+    """Bytes that a rank receives in a step."""
+
+    tensor_parallel: float = 0
+    context_parallel: float = 0
+    pipeline: float = 0
+    image_rows: float = 0
+    """Embeddings of image tokens on their way to the LLM, or their gradients on the way back."""
+    gradients: float = 0
+    """Reduced over replicas; with a distributed optimizer also the parameters on their way back."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(getattr(self, item.name) for item in fields(self))
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """Collective calls of one kind in a group of ranks."""
+
+    size: int
+    """Ranks of the group."""
+    extent: int
+    """Neighbouring ranks that the group lies within; decides which network it uses."""
+    received: float
+    """Bytes that each rank receives."""
+    steps: float
+    """Times that a rank waits for a neighbour."""
+
+    @classmethod
+    def sums(cls, size: int, extent: int, volume: float, calls: float) -> Collectives:
+        """All-reduces of `volume` bytes in all, as rings."""
+        return cls(size, extent, 2 * volume * (size - 1) / size, 2 * calls * (size - 1))
+
+    @classmethod
+    def gathers(cls, size: int, extent: int, volume: float, calls: float) -> Collectives:
+        """All-gathers of `volume` bytes in all, or reduce-scatters, as rings."""
+        return cls(size, extent, volume * (size - 1) / size, calls * (size - 1))
+
+
+def llm_tensor_parallel(costs: Costs, layout: Layout, shape: Shape) -> Collectives:
+    """Of a micro-batch in a stage: two all-reduces per layer and direction, or as much in gathers and scatters."""
+    grid, passes = layout.llm, _passes(costs, "llm")
+    calls = 2 * costs.llm.num_layers / grid.pp * passes
+    return Collectives.sums(grid.tp, grid.tp, calls * _stage_bytes(costs, layout, shape), calls)
+
+
+def llm_context_parallel(costs: Costs, layout: Layout, shape: Shape) -> Collectives:
+    """Of a micro-batch in a stage: keys and values gathered in every layer, their gradients scattered."""
+    grid, llm = layout.llm, costs.llm
+    calls = llm.num_layers / grid.pp * _passes(costs, "llm")
+    tokens = shape.micro_batch * costs.workload.tokens
+    volume = calls * tokens * llm.kv_width / grid.tp * costs.size("llm")
+    return Collectives.gathers(grid.cp, grid.tp * grid.cp, volume, calls)
+
+
+def between_stages(costs: Costs, layout: Layout, shape: Shape) -> float:
+    """Bytes of a micro-batch from one stage to the next, for one rank and direction."""
+    return _stage_bytes(costs, layout, shape) / (layout.llm.tp if layout.sequence_parallel else 1)
+
+
+def encoder_tensor_parallel(costs: Costs, layout: Layout, shape: Shape) -> Collectives:
+    """Of a window on the busiest encoder replica: two all-reduces per layer and direction."""
+    vision, grid = costs.vision, layout.vision
+    assert vision is not None and grid is not None
+    passes = 1 if vision.freeze else 2
+    images = shape.images_on(layout, "vision")
+    volume = passes * images * vision.reduced_per_image() * costs.size("vision")
+    return Collectives.sums(grid.tp, grid.tp, volume, 2 * passes * vision.built_layers)
+
+
+def merged_rows(costs: Costs, layout: Layout, shape: Shape) -> float:
+    """Bytes of image-token embeddings of a window that a rank of the LLM's first stage merges."""
+    grid = layout.llm
+    rows = shape.images * costs.image_tokens / grid.cp / (grid.tp if layout.sequence_parallel else 1)
+    return rows * costs.llm.hidden_size * costs.size("llm")
+
+
+def returned_rows(costs: Costs, layout: Layout, shape: Shape) -> float:
+    """Bytes of gradients of a window that an encoder rank gets back; none where encoder and projector are frozen."""
+    if costs.part("vision").freeze and costs.part("projector").freeze:
+        return 0.0
+    rows = shape.images_on(layout, "projector") * costs.image_tokens
+    return rows * costs.llm.hidden_size * costs.size("llm")
+
+
+def gradient_collectives(costs: Costs, layout: Layout, name: str, stage: int) -> list[Collectives]:
+    """Of a component's gradients (fp32) in a step; a distributed optimizer scatters them and gathers parameters."""
+    grid = layout.grids()[name]
+    if costs.part(name).freeze:
+        return []
+    params, size, extent = costs.params_on(name, layout, stage), grid.dp * grid.cp, len(grid.ranks) // grid.pp
+    if not costs.config.optimizer.distributed:
+        return [Collectives.sums(size, extent, 4.0 * params, 1)]
+    back = costs.size(name) * params
+    return [Collectives.gathers(size, extent, 4.0 * params, 1), Collectives.gathers(size, extent, back, 1)]
+
+
+def traffic_on(costs: Costs, layout: Layout, rank: int) -> Traffic:
+    """What a rank receives in a step."""
+    shape, found = Shape.of(costs, layout), Traffic()
+    for name, grid in layout.grids().items():
+        place = grid.place(rank)
+        if place is None:
+            continue
+        found.gradients += sum(part.received for part in gradient_collectives(costs, layout, name, place.pp))
+        if name == "llm":
+            _add_llm(found, costs, layout, shape, place)
+        elif name == "vision":
+            found.tensor_parallel += shape.windows * encoder_tensor_parallel(costs, layout, shape).received
+        elif layout.world_size > 1:
+            found.image_rows += shape.windows * returned_rows(costs, layout, shape)
+    return found
+
+
+def _add_llm(found: Traffic, costs: Costs, layout: Layout, shape: Shape, place: Coordinates) -> None:
+    grid, number = layout.llm, shape.micro_batches
+    found.tensor_parallel += number * llm_tensor_parallel(costs, layout, shape).received
+    found.context_parallel += number * llm_context_parallel(costs, layout, shape).received
+    found.pipeline += number * _directions(grid, place.pp, costs) * between_stages(costs, layout, shape)
+    if place.pp == 0 and layout.vision is not None and layout.world_size > 1:
+        found.image_rows += shape.windows * merged_rows(costs, layout, shape)
+
+
+def _directions(grid: Grid, stage: int, costs: Costs) -> int:
+    """Ways that something arrives at a stage: activations from before it, gradients from behind it."""
+    return int(stage > 0) + int(stage < grid.pp - 1 and _passes(costs, "llm") > 1)
+
+
+def _stage_bytes(costs: Costs, layout: Layout, shape: Shape) -> float:
+    tokens = shape.micro_batch * costs.workload.tokens / layout.llm.cp
+    return tokens * costs.llm.hidden_size * costs.size("llm")
+
+
+def _passes(costs: Costs, name: str) -> int:
+    """Directions in which a component works."""
+    return 2 if costs.factors[name] > 1 else 1
