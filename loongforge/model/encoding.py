@@ -137,10 +137,10 @@ class Bridge:
 
         Returns:
             Rows `[n, H]` of each of its micro-batches, which collect their gradients where something before the bridge
-            trains; None where it has none.
+            trains; None where it has none. Empty where the rank merges nothing of this window.
         """
         arrived = delivery.wait()
-        if self.replica is None:
+        if self.replica is None or self.replica not in window.images:  # it only encodes for other replicas
             return []
         sizes = [len(rows) for rows in window.images[self.replica].merged(self.rank)]
         if self.replica not in arrived:

@@ -27,7 +27,7 @@ _SUBVERBS = ["recipes list", "recipes show", "recipes copy", "components list", 
         "recipes show llava_sft",
         "components list --json",
         "config show +recipe=llava_sft",
-        "plan +recipe=llava_sft launcher.nproc=1",
+        "plan +recipe=llava_sft --world 1 --device h100",
         "train +recipe=llava_sft --cfg job",
         "backends",
     ],
@@ -124,7 +124,7 @@ def test_plan_counts_parameters(capsys: Capture) -> None:
     argv = ["plan", "+recipe=llava_1_5_7b", "data.train=x", "data.tokenizer=y", "launcher.nproc=8", "--json"]
     assert main([*argv, "model.llm.parallel.tp=4"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["layout"] == {"tp": 4, "dp": 2, "pp": 1}
+    assert report["layout"] == {"tp": 4, "dp": 2, "pp": 1, "cp": 1}
     assert report["components"]["llm"]["params"] == 6_738_415_616
     assert report["components"]["projector"]["params"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
     assert report["components"]["vision"]["trainable_params"] == 0

@@ -8,42 +8,35 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loongforge.config.schema import ParallelConfig
 from tests.inference.cases import infer
+from tests.parallel.matrix import Choice, layouts, matrix_config
 from tests.support.ranks import RankPool
-from tests.support.tiny import tiny_config
 
 Pools = Callable[[int], RankPool]
 
-CASES = {
-    "tp2": (2, ParallelConfig(tp=2)),
-    "tp2 sp": (2, ParallelConfig(tp=2, sequence_parallel=True)),
-    "dp2": (2, ParallelConfig()),
-    "pp2": (2, ParallelConfig(pp=2)),
-    "tp2 dp2 sp": (4, ParallelConfig(tp=2, sequence_parallel=True)),
-    "pp2 tp2": (4, ParallelConfig(tp=2, pp=2)),
-    "pp2 dp2": (4, ParallelConfig(pp=2)),
-}
+BATCH = 8 // 2
+"""Micro-batches of the scored samples: the number of replicas divides them."""
+CHOICES = [choice for choice in layouts(2) if BATCH % choice.layout().dp == 0]
+SOME_OF_4 = [choice for choice in layouts(4) if BATCH % choice.layout().dp == 0][::6]
 
 
 @pytest.fixture(scope="module")
 def one_process() -> Iterator[dict[str, Any]]:
     with RankPool(1) as pool:
-        yield pool.run(infer, tiny_config(tie_embeddings=True))[0]
+        yield pool.run(infer, matrix_config(tie_embeddings=True))[0]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_layout_equals_one_process(name: str, one_process: dict[str, Any], rank_pool: Pools) -> None:
-    nproc, parallel = CASES[name]
-    ranks = rank_pool(nproc).run(infer, tiny_config(parallel=parallel, tie_embeddings=True))
+@pytest.mark.parametrize("choice", [*CHOICES, *SOME_OF_4], ids=str)
+def test_layout_equals_one_process(choice: Choice, one_process: dict[str, Any], rank_pool: Pools) -> None:
+    ranks = rank_pool(choice.world).run(infer, choice.apply(matrix_config(tie_embeddings=True)))
     for rank in ranks:
         assert rank["answers"] == one_process["answers"]
         assert rank["summary"] == pytest.approx(one_process["summary"], abs=1e-5)
         assert rank["training"]
     scores = ranks[0]["scores"]
     assert len(scores) == len(one_process["scores"]) == 16
-    for (name_, logprobs, exact), (name_1, logprobs_1, exact_1) in zip(scores, one_process["scores"], strict=True):
-        assert (name_, exact) == (name_1, exact_1)
+    for (name, logprobs, exact), (name_1, logprobs_1, exact_1) in zip(scores, one_process["scores"], strict=True):
+        assert (name, exact) == (name_1, exact_1)
         assert np.allclose(logprobs, logprobs_1, atol=1e-5)
 
 
