@@ -59,7 +59,10 @@ def overrides(config: Config, wanted: Config) -> list[str]:
             continue
         for item in fields(ParallelConfig):
             old, new = getattr(before.parallel, item.name), getattr(after.parallel, item.name)
-            implied = item.name == "tp" and before.parallel.dp is None and (old or 1) == (new or 1)
+            # a projector without tp follows the encoder
+            implied = (
+                name != "projector" and item.name == "tp" and before.parallel.dp is None and (old or 1) == (new or 1)
+            )
             if old != new and not implied:
                 found.append(f"model.{name}.parallel.{item.name}={_spell(new)}")
     for key in ("micro_batch_size", "recompute"):
