@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 from loongforge.kernels.backend import select
 
@@ -46,3 +47,32 @@ def train_between(config: Config, steps: range, load: Path | None, save: Path | 
         if save is not None:
             save_training(save, trial.model, trial.optimizers, groups)
         return outcome, loaded
+
+
+def step_with_nan(config: Config, component: str, rank: int) -> tuple[bool, bool, bool]:
+    """A step in which one rank's gradient of a component is not a number.
+
+    Returns:
+        Whether this rank skipped it; whether its parameters stayed as they were; whether they move in a step after it.
+    """
+    with joined_world(BACKEND) as world:
+        groups = make_groups(Layout.from_model(config.model, world.size), "gloo")
+        trial = Trial(config, groups)
+        start, reduce = _bits(trial), trial.optimizers.reduce_gradients
+
+        def reduce_with_nan() -> None:
+            if world.rank == rank:
+                next(iter(trial.model.components()[component].parameters())).main_grad.view(-1)[:1] = float("nan")
+            reduce()
+
+        with mock.patch.object(trial.optimizers, "reduce_gradients", reduce_with_nan):
+            trial.learn(0)
+        skipped = trial.optimizers.step(1e-3).skipped
+        after_nan = _bits(trial)
+        trial.learn(1)
+        trial.optimizers.step(1e-3)
+        return skipped, after_nan == start, _bits(trial) != start
+
+
+def _bits(trial: Trial) -> dict[str, bytes]:
+    return {name: param.detach().numpy().tobytes() for name, param in trial.model.named_parameters()}

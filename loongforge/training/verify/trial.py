@@ -59,7 +59,7 @@ class Trial:
         """Trains some steps. Collective over the world."""
         outcome = Outcome()
         for number, step in enumerate(steps):
-            outcome.losses.append(self._learn(step))
+            outcome.losses.append(self.learn(step))
             if number == 0:
                 gather_gradient_shards(self.optimizers)
                 outcome.gradients = self._gradients()
@@ -70,7 +70,8 @@ class Trial:
         outcome.differing = sorted(set(outcome.differing))
         return outcome
 
-    def _learn(self, step: int) -> float:
+    def learn(self, step: int) -> float:
+        """Gradients of a step, reduced; returns its loss, summed over the world. Collective over the world."""
         whole = self.data.global_batch(step, self.groups.layout.sequence_multiple)
         self.optimizers.clear_gradients()
         loss = self.runner.train(self._batches(whole), int((whole.labels != IGNORE).sum()))
