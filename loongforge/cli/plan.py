@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from loongforge.cli.parser import Parser
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
+
+if TYPE_CHECKING:
+    from loongforge.planning.device import Device
 
 _SHOWN = 12
 
@@ -54,7 +58,6 @@ def _check(args: Namespace) -> None:
 def _plan(config: Config, args: Namespace) -> int:
     from loongforge.cli.processes import check_fit
     from loongforge.planning.advice import advise
-    from loongforge.planning.device import load_device
     from loongforge.planning.report import report
     from loongforge.planning.text import plan_text
     from loongforge.planning.workload import Costs, Workload
@@ -62,14 +65,13 @@ def _plan(config: Config, args: Namespace) -> int:
     world = _world(config, args)
     layout = check_fit(config, world)
     costs = Costs(config, Workload.from_recipe(config, tokens=args.tokens_per_sample, images=args.images_per_sample))
-    device = load_device(args.device, nproc=world, threads=config.trainer.threads or 1)
+    device = _device(config, world, args)
     plan = report(costs, layout, device) | {"advice": advise(costs, layout, device)}
     print(json.dumps(plan) if args.json else plan_text(plan))
     return 0
 
 
 def _search(config: Config, args: Namespace) -> int:
-    from loongforge.planning.device import load_device
     from loongforge.planning.report import found_layout
     from loongforge.planning.search import search
     from loongforge.planning.text import search_text
@@ -77,7 +79,7 @@ def _search(config: Config, args: Namespace) -> int:
 
     world = _world(config, args)
     workload = Workload.from_recipe(config, tokens=args.tokens_per_sample, images=args.images_per_sample)
-    device = load_device(args.device, nproc=world, threads=config.trainer.threads or 1)
+    device = _device(config, world, args)
     found = [found_layout(config, one, device) for one in search(config, world, workload, device)]
     if not found:
         raise UserError(_nothing(config, world))
@@ -89,6 +91,17 @@ def _world(config: Config, args: Namespace) -> int:
     from loongforge.cli.processes import find_processes
 
     return int(args.world) if args.world else find_processes(config).size
+
+
+def _device(config: Config, world: int, args: Namespace) -> Device:
+    from loongforge.components.llm.base import LLMConfig
+    from loongforge.planning.device import load_device
+    from loongforge.training.launcher import default_threads
+
+    llm = config.model.llm
+    assert isinstance(llm, LLMConfig)
+    threads = config.trainer.threads or default_threads(world)
+    return load_device(args.device, nproc=world, threads=threads, width=llm.hidden_size)
 
 
 def _nothing(config: Config, world: int) -> str:

@@ -1,8 +1,7 @@
-"""What a device can do, as data; and this machine's CPU, measured on the spot."""
+"""What a device can do, as data."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -58,19 +57,22 @@ def known_devices() -> list[str]:
     return ["cpu", *sorted(path.stem for path in FOLDER.glob("*.yaml"))]
 
 
-def load_device(name: str, *, nproc: int = 1, threads: int = 1) -> Device:
+def load_device(name: str, *, nproc: int = 1, threads: int = 1, width: int = 256) -> Device:
     """A device by name or from a YAML file of the same fields; `cpu` is measured here and now.
 
     Args:
         name: `cpu`, a known name, or a file.
-        nproc: Processes that will share this machine's cores.
+        nproc: Processes that will share this machine's cores; for `cpu`, as the next two.
         threads: Of each.
+        width: Of the model's layers.
 
     Raises:
         UserError: there is no such device, or the file is not one.
     """
     if name == "cpu":
-        return measure_cpu(nproc, threads)
+        from loongforge.planning.this_cpu import measure_cpu
+
+        return measure_cpu(nproc=nproc, threads=threads, width=min(width, 1024))
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name.lower()}.yaml"
     if not path.is_file():
         known = known_devices()
@@ -92,46 +94,3 @@ def _from_file(path: Path) -> Device:
         lines += [f"'{key}' is missing" for key in missing]
         raise UserError(f"{path} does not describe a device:\n" + "\n".join(f"  - {line}" for line in lines))
     return Device(**values)
-
-
-def measure_cpu(nproc: int, threads: int) -> Device:
-    """This machine: products and copies timed for a fraction of a second; its cores are shared by `nproc` processes."""
-    import os
-
-    import torch
-
-    torch.set_num_threads(threads)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = min(1.0, cores / (threads * nproc))
-    size = 768
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    flops = 2 * size**3 / _best_time(lambda: a @ b)
-    small = torch.randn(8, 32)
-    overhead = 40 * _best_time(lambda: small * 2.0)  # a layer's forward pass is about 40 operations
-    copied = torch.empty(16 * 2**20)
-    copy = 2 * copied.numel() * 4 / _best_time(lambda: copied.clone(), repeats=3)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / nproc
-    return Device(
-        name=f"this CPU, {threads} thread(s) for each of {nproc}",
-        memory_gib=memory / 2**30,
-        peak_tflops={"fp32": flops * share / 1e12, "bf16": flops * share / 1e12},
-        memory_gb_per_s=copy * share / 1e9,
-        per_node=max(nproc, 1),
-        intra_gb_per_s=copy * share / 8e9,
-        inter_gb_per_s=copy * share / 8e9,
-        latency_us=100,
-        efficiency=1.0,
-        layer_overhead_us=overhead / share * 1e6,
-        sources=["measured now: a 768 x 768 product, a copy of 64 MiB, a small operation"],
-        assumed=["intra_gb_per_s (an eighth of a copy: loopback sockets)", "latency_us"],
-    )
-
-
-def _best_time(work: Any, repeats: int = 8) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
