@@ -22,11 +22,24 @@ from loongforge.parallel.session import joined_world, sum_over_world  # noqa: E4
 from loongforge.training.optimizer import Optimizers  # noqa: E402
 from loongforge.training.schedule import learning_rate  # noqa: E402
 from loongforge.training.verify.synthetic import packed  # noqa: E402
+from tests.parallel.faults import planted  # noqa: E402
 from tests.support.ragged import Texts, num_tokens, part, ragged_batch, rows_of  # noqa: E402
 from tests.support.tiny import IMAGE_TOKEN  # noqa: E402
 
 KINDS = ("any", "any", "any", "one replica", "one micro-batch", "one sample", "none")
 """Which samples of a step may have images."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Random steps."""
+
+    seed: int
+    steps: int
+    dp: int
+    """LLM replicas that they are divided for."""
+    pack: bool = False
+    """Pack the samples of each micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class RaggedStep:
     def draw(cls, seed: int, number: int, dp: int) -> RaggedStep:
         """Step `number` of a run."""
         dice = random.Random(f"{seed}-{number}-{dp}")
-        kind, size, micro_batches = dice.choice(KINDS), dice.randint(1, 3), dice.randint(1, 4)
+        kind, size, micro_batches = dice.choice(KINDS), dice.randint(1, 3), dice.randint(1, 3)
         total = size * micro_batches * dp
         only = dice.randrange(total)
         may = {
@@ -52,7 +65,7 @@ class RaggedStep:
             "none": lambda i: False,
         }.get(kind, lambda i: True)
         counts = [dice.choice((0, 0, 1, 1, 2, 5)) if may(i) else 0 for i in range(total)]
-        texts = (tuple(dice.randint(0, 4) for _ in range(count)) + (dice.randint(2, 20),) for count in counts)
+        texts = ((*(dice.randint(0, 4) for _ in range(count)), dice.randint(2, 20)) for count in counts)
         return cls(tuple(texts), size, kind)
 
     def length(self, rows: list[int], multiple: int) -> int:
@@ -60,24 +73,29 @@ class RaggedStep:
         return -(-max(num_tokens(self.samples[row]) for row in rows) // multiple) * multiple
 
 
-def train_ragged(config: Config, seed: int, steps: int, dp: int, pack: bool = False) -> list[tuple[float, float]]:
-    """Loss and gradient norm of each step, divided for `dp` replicas; one process takes each step as one micro-batch."""
+def train_ragged(config: Config, run: Run, fault: str = "") -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step; one process takes each step as one micro-batch."""
     with joined_world(BACKEND) as world:
         groups = make_groups(Layout.from_model(config.model, world.size), "gloo")
-        model = build_model(config, groups, image_token=IMAGE_TOKEN)
-        runner = Runner(model, groups, encode_window=config.trainer.encode_window)
-        optimizers, found = Optimizers(config, model, groups), []
-        for number in range(steps):
-            step = RaggedStep.draw(seed, number, dp)
-            whole = ragged_batch(step.samples, seed + number, step.length(list(range(len(step.samples))), 24))
-            optimizers.clear_gradients()
-            micro_batches = _divided(step, whole, groups, pack) if world.size > 1 else {0: [whole]}
-            part = runner.train(micro_batches, int((whole.labels != IGNORE).sum()))
-            optimizers.reduce_gradients()
-            loss = sum_over_world(part if groups.place and groups.place.tp == 0 else torch.zeros_like(part)).item()
-            outcome = optimizers.step(learning_rate(config.optimizer, number, steps))
-            found.append((loss, outcome.grad_norm))
-        return found
+        with planted(fault, groups):
+            return _train(config, run, groups)
+
+
+def _train(config: Config, run: Run, groups: Groups) -> list[tuple[float, float]]:
+    model = build_model(config, groups, image_token=IMAGE_TOKEN)
+    runner = Runner(model, groups, encode_window=config.trainer.encode_window)
+    optimizers, found = Optimizers(config, model, groups), []
+    for number in range(run.steps):
+        step = RaggedStep.draw(run.seed, number, run.dp)
+        whole = ragged_batch(step.samples, run.seed + number, step.length(list(range(len(step.samples))), 24))
+        optimizers.clear_gradients()
+        micro_batches = _divided(step, whole, groups, run.pack) if groups.layout.world_size > 1 else {0: [whole]}
+        mine = runner.train(micro_batches, int((whole.labels != IGNORE).sum()))
+        optimizers.reduce_gradients()
+        loss = sum_over_world(mine if groups.place and groups.place.tp == 0 else torch.zeros_like(mine)).item()
+        outcome = optimizers.step(learning_rate(config.optimizer, number, run.steps))
+        found.append((loss, outcome.grad_norm))
+    return found
 
 
 def _divided(step: RaggedStep, whole: Batch, groups: Groups, pack: bool) -> dict[int, list[Batch]]:

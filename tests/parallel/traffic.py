@@ -182,22 +182,18 @@ class Examination:
         merged = {rank: [row for rows in parts for row in rows] for rank, parts in self.merged.items()}
         taken = {rank: sorted({row // self.per_image for row in rows}) for rank, rows in self.projected.items()}
         nothing: dict[int, list[int]] = {rank: [] for rank in range(len(self.ranks))}
+        learned = {
+            "rows": nothing if {"vision", "projector"} <= set(self.frozen) else self.projected,
+            "features": nothing if "vision" in self.frozen or not apart else self.encoded,
+        }
         layers = {
             "row": Layer(self.projected, merged, self._got("forward", "rows")),
-            "gradient of row": Layer(
-                merged, nothing if self._stops("projector") else self.projected, self._got("backward", "rows")
-            ),
+            "gradient of row": Layer(merged, learned["rows"], self._got("backward", "rows")),
             "image": Layer(self.encoded, taken if apart else nothing, self._got("forward", "features")),
-            "gradient of image": Layer(
-                taken, self.encoded if apart and not self._stops("vision") else nothing, self._got("backward", "features")
-            ),
-        }  # fmt: skip
+            "gradient of image": Layer(taken, learned["features"], self._got("backward", "features")),
+        }
         found = [problem for what, layer in layers.items() for problem in layer.problems(what)]
         return found + self._work() + self._places() + self._accounts()
-
-    def _stops(self, component: str) -> bool:
-        """No gradient is wanted of what this component makes."""
-        return "vision" in self.frozen and component in ("vision", *self.frozen)
 
     def _work(self) -> list[str]:
         """Every image is taken by all ranks of one encoder replica that serves its sample, and by no other."""

@@ -52,10 +52,11 @@ def tables(config: Config, step: Step) -> Tables:
     """Everything that could travel in a step, as one process has it."""
     with joined_world(BACKEND):
         model = build_model(config, make_groups(Layout.from_model(config.model, 1), "gloo"), image_token=IMAGE_TOKEN)
-        batch = step.batch()
+        batch, spec = step.batch(), model.images
+        assert spec is not None and model.vision is not None
         if not len(batch.images):
-            width = model.images.feature_shape[0] * model.images.feature_shape[1]
-            return Tables(*(np.empty((0, size), np.float32) for size in (width, width, *[model.images.row_size] * 2)))
+            widths = [spec.feature_shape[0] * spec.feature_shape[1], spec.row_size]
+            return Tables(*(np.empty((0, width), np.float32) for width in widths for _ in range(2)))
         features = model.vision(batch.images).transpose(0, 1).detach().requires_grad_()
         rows = model.project(features).flatten(0, 1)
         rows.retain_grad()

@@ -20,7 +20,8 @@ def num_tokens(sample: Texts) -> int:
 
 def image_positions(sample: Texts) -> list[int]:
     """Where the image tokens of a sample stand."""
-    found, at = [], 0
+    found: list[int] = []
+    at = 0
     for text in sample[:-1]:
         at += text
         found += range(at, at + NUM_PATCHES)
@@ -29,7 +30,7 @@ def image_positions(sample: Texts) -> list[int]:
 
 
 def ragged_batch(samples: Sequence[Texts], seed: int, length: int) -> Batch:
-    """The samples in rows of `length` tokens; texts and pictures are drawn apart, and the end of the last text is learned."""
+    """The samples in rows of `length` tokens, with labels at the end; pictures do not depend on the texts."""
     texts, pixels = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     tokens = torch.full((len(samples), length), 4)
     labels = torch.full((len(samples), length), IGNORE)
