@@ -94,8 +94,8 @@ STEPS = {
 }
 
 
-def _config() -> Config:
-    return matrix_config(num_layers=2, vision_changes=dict(num_layers=2))
+def _config(**options: Any) -> Config:
+    return matrix_config(num_layers=2, vision_changes=dict(num_layers=2), **options)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,16 @@ def _independent_of_the_text(case: Case, short: Examination, long: Examination) 
     if any(quarters != ALL for ranks in case.merging for quarters in ranks.values()):  # images come to other ranks
         return all(short.bytes(way, kept=True) == long.bytes(way, kept=True) for way in WAYS)
     return all(one.messages == other.messages for one, other in zip(short.ranks, long.ranks, strict=True))
+
+
+@pytest.mark.parametrize("name", ["tp2 and sp", "decoupled, projector apart"])
+def test_rows_in_bf16_take_half_the_bytes(name: str, rank_pool: Pools) -> None:
+    configs = [CASES[name].choice.apply(_config(precision=precision)) for precision in ("fp32", "bf16")]
+    full, half = ([seen for (seen,) in rank_pool(4).run(train, config, [STEPS["mixed"]])] for config in configs)
+    for one, other in zip(full, half, strict=True):
+        assert [(*about, size // 2) for *about, size in one.messages] == [tuple(message) for message in other.messages]
+        assert [(target, size // 2) for target, size in one.sent] == other.sent
+        assert other.sent
 
 
 FAULTS = {

@@ -63,7 +63,6 @@ class Seen:
     projected: list[np.ndarray] = field(default_factory=list)
     merged: list[np.ndarray | None] = field(default_factory=list)
     """Image rows of each micro-batch that it embedded."""
-    loss: float = 0.0
 
 
 @dataclass

@@ -78,8 +78,7 @@ def _train(config: Config, groups: Groups, step: Step, fault: str) -> Seen:
     model, batch, seen = build_model(config, groups, image_token=IMAGE_TOKEN), step.batch(), Seen()
     with planted(fault), _Wire(groups) as wire, _spied(model, seen):
         runner = Runner(model, groups, encode_window=config.trainer.encode_window, observe=_teller(seen))
-        loss = runner.train(_micro_batches(config, groups, batch), int((batch.labels != IGNORE).sum()))
-    seen.loss = float(loss)
+        runner.train(_micro_batches(config, groups, batch), int((batch.labels != IGNORE).sum()))
     wire.report(seen)
     return seen
 
@@ -120,7 +119,7 @@ def _spied(model: VisionLanguageModel, seen: Seen) -> Iterator[None]:
 
 
 def _plain(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().flatten(1).numpy().copy()
+    return tensor.detach().flatten(1).float().numpy().copy()
 
 
 @dataclass(eq=False)
