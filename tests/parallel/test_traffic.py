@@ -37,7 +37,7 @@ BOTH_FIRST = ({0: ALL, 1: ALL},)
 ONE_EACH = (((0,), (1,)), ((2,), (3,)))
 CASES = {
     "tp2, an encoder each": _case(dict(tp=2), dict(tp=1), TWO_OF_TP2, ONE_EACH, window=2),
-    "tp2 and sp": _case(dict(tp=2, sequence_parallel=True), dict(tp=1), HALVES, ONE_EACH),
+    "tp2 and sp": _case(dict(tp=2, sequence_parallel=True), dict(tp=1), HALVES, ONE_EACH, micro=3),
     "cp2": _case(dict(cp=2), dict(tp=1), ({0: (0, 3), 1: (1, 2)}, {2: (0, 3), 3: (1, 2)}), ONE_EACH),
     "tp2 and cp2 and sp": _case(
         dict(tp=2, cp=2, sequence_parallel=True), dict(tp=2), ({0: (0,), 1: (3,), 2: (1,), 3: (2,)},),
@@ -51,10 +51,10 @@ CASES = {
         dict(pp=2, tp=2), dict(tp=1), BOTH_FIRST, (((0,), (1,), (2,), (3,)),), window=2
     ),
     "pp2 tp2, encoders on the first stage": _case(
-        dict(pp=2, tp=2, ranks=EVERYONE), dict(tp=1, ranks=FIRST), BOTH_FIRST, (((0,), (1,)),)
+        dict(pp=2, tp=2, ranks=EVERYONE), dict(tp=1, ranks=FIRST), BOTH_FIRST, (((0,), (1,)),), micro=3
     ),
     "decoupled, tp2": _case(dict(tp=2), dict(tp=1, ranks=LAST), BOTH_FIRST, (((2,), (3,)),), window=1),
-    "decoupled, tp2 and encoder tp2": _case(dict(tp=2), dict(tp=2, ranks=LAST), BOTH_FIRST, (((2, 3),),)),
+    "decoupled, tp2 and encoder tp2": _case(dict(tp=2), dict(tp=2, ranks=LAST), BOTH_FIRST, (((2, 3),),), micro=3),
     "decoupled, cp2": _case(dict(cp=2), dict(tp=1, ranks=LAST), ({0: (0, 3), 1: (1, 2)},), (((2,), (3,)),), window=2),
     "decoupled, pp2 before": _case(dict(pp=2, ranks=LAST), dict(tp=1, ranks=FIRST), ({2: ALL},), (((0,), (1,)),)),
     "decoupled, one encoder for dp3": _case(
