@@ -151,3 +151,31 @@ def test_what_cannot_be_cut_further_is_refused(limit: int) -> None:
     config, layout = _recipe(64, llm=dict(tp=4, pp=2))
     with pytest.raises(UserError, match=rf"has 4 processes, more than --max-processes {limit}"):
         cut_layout(config.model, layout, limit)
+
+
+def test_a_text_only_recipe() -> None:
+    config = tiny_config(parallel=ParallelConfig(tp=4, cp=2))
+    config.model.vision = config.model.projector = None
+    found = small_copy(config, Layout.from_model(config.model, 64), steps=3, limit=4)
+    assert list(found.layout.grids()) == ["llm"]
+    assert found.layout.llm.sizes == {"tp": 2, "cp": 2, "dp": 1, "pp": 1}
+
+
+def test_a_small_copy_keeps_what_the_recipe_decides() -> None:
+    config = tiny_config(
+        parallel=ParallelConfig(pp=2),
+        precision="bf16",
+        distributed=True,
+        tie_embeddings=True,
+        qk_norm=True,
+        freeze=True,
+    )
+    config.model.vision.dtype, config.trainer.encode_window = "bf16", 2  # type: ignore[union-attr]
+    small = small_copy(config, Layout.from_model(config.model, 4), steps=7, limit=4).config
+    llm: Any = small.model.llm
+    assert (llm.tie_embeddings, llm.qk_norm, llm.freeze, llm.parallel.pp) == (True, True, True, 2)
+    assert (small.optimizer.distributed, small.trainer.encode_window, small.trainer.steps) == (True, 2, 7)
+    assert llm.num_params() < 100_000
+    # what would hide a mistake, or does not run here
+    assert (small.backend, small.trainer.precision, small.model.vision.dtype) == ("cpu", "fp32", None)  # type: ignore[union-attr]
+    assert (config.trainer.precision, config.trainer.steps) == ("bf16", 30)  # the recipe itself is as it was
