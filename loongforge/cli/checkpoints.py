@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from loongforge.cli.parser import Parser
-from loongforge.config.schema import Config
-
-# One process, whatever the run used: what is asked here is small. Overrides come after these.
-_ONE_PROCESS = [
-    "launcher.nproc=1",
-    "model.llm.parallel={tp: null, pp: 1, dp: null, sequence_parallel: false}",
-]
+from loongforge.config.schema import Config, ParallelConfig
 
 
 def add_checkpoint_options(parser: Parser) -> None:
@@ -39,9 +36,16 @@ def checkpoint_config(args: argparse.Namespace) -> Config:
     from loongforge.config.saved import load_config
 
     saved = resolve(Path(args.checkpoint)).path / "config.yaml"
-    load_config(saved)  # a clear message where a later loongforge wrote it
-    overrides = [f"recipe={quoted(str(saved))}", *_ONE_PROCESS, *args.overrides]
+    tree = load_config(saved)  # a clear message where a later loongforge wrote it
+    overrides = [f"recipe={quoted(str(saved))}", *_one_process(tree), *args.overrides]
     return load_recipe(argparse.Namespace(overrides=overrides, config_dir=args.config_dir)).config
+
+
+def _one_process(tree: dict[str, Any]) -> list[str]:
+    """Whatever the run used: what is asked of its checkpoints is small. The user's overrides come after these."""
+    neutral = ", ".join(f"{key}: {json.dumps(value)}" for key, value in asdict(ParallelConfig()).items())
+    parts = [name for name, part in tree.get("model", {}).items() if part is not None]
+    return ["launcher.nproc=1", *(f"model.{name}.parallel={{{neutral}}}" for name in parts)]
 
 
 def run_on_checkpoint(entry: str, config: Config, **arguments: object) -> int:

@@ -30,7 +30,7 @@ from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import World
 from loongforge.training.evaluation import Evaluator
 from loongforge.training.optimizer import Optimizers
-from loongforge.training.state import load_training, save_training
+from loongforge.training.state import check_same_form, load_training, save_training
 from loongforge.training.weights import check_init_from, load_initial_weights
 
 
@@ -68,6 +68,8 @@ class Setup:
         check_model(config, layout)
         check_init_from(config)
         resumed = self._find_checkpoint(run_dir)
+        if resumed is not None:
+            check_same_form(config, resumed.path)
         if config.data.builtin is not None:
             builtin.build(config.data.builtin, config.data.dir)
         self.groups = make_groups(layout, backend.dist_backend, seed=config.trainer.seed)

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 
 from loongforge.checkpoint.sharded import read_state, unsharded, write_state
+from loongforge.config.errors import UserError
+from loongforge.config.saved import load_config, to_tree
+from loongforge.config.schema import Config, OptimizerConfig, TrainerConfig
 from loongforge.model.vlm import VisionLanguageModel
 from loongforge.model.weights import model_state, require_stored, set_weights, sharding_metadata
 from loongforge.parallel.groups import Groups
@@ -46,3 +49,30 @@ def load_training(path: Path, model: VisionLanguageModel, optimizers: Optimizers
     with torch.no_grad():
         for name, part in optimizers.parts.items():
             part.optimizer.load_state_dict(state["optimizer"][name])
+
+
+def check_same_form(config: Config, path: Path) -> None:
+    """Refuses a checkpoint that keeps the optimizer's state in another form than the recipe's.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    stored, wanted = _forms(load_config(path / "config.yaml")), _forms(to_tree(config))
+    differing = [key for key in wanted if stored.get(key, wanted[key]) != wanted[key]]
+    if differing:
+        lines = "".join(f"\n  - {key}: {wanted[key]}, there {stored[key]}" for key in differing)
+        raise UserError(
+            f"{path} keeps the optimizer's state in another form:{lines}\n"
+            "go on with its values, or take only its weights into a new run: model.COMPONENT.init_from"
+        )
+
+
+def _forms(tree: dict[str, Any]) -> dict[str, str]:
+    """What decides the form of the optimizer's state, by the keys of the recipe."""
+    distributed = tree["optimizer"].get("distributed", OptimizerConfig.distributed)
+    precision = tree["trainer"].get("precision", TrainerConfig.precision)
+    forms = {"optimizer.distributed": str(distributed).lower()}
+    for name, part in tree["model"].items():
+        if part is not None and not part.get("freeze"):
+            forms[f"model.{name}.dtype (null: trainer.precision)"] = part.get("dtype") or precision
+    return forms

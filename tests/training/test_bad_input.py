@@ -143,3 +143,12 @@ def test_skip_has_a_limit(train: Train, tmp_path: Path) -> None:
     code, printed = train(f"data.train={data}", "data.bad_sample=skip", "data.max_bad=2")
     assert code == 2
     assert "data.max_bad=2" in printed
+
+
+def test_another_form_of_the_optimizers_state(train: Train) -> None:
+    assert train()[0] == 0
+    code, printed = train("trainer.steps=3", "optimizer.distributed=true", "model.vision.dtype=bf16")
+    assert code == 2, printed
+    assert "optimizer.distributed: true, there false" in printed
+    assert "model.vision.dtype (null: trainer.precision): bf16, there fp32" in printed
+    assert "model.llm.dtype" not in printed

@@ -12,7 +12,7 @@ from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config, ModelConfig, ParallelConfig
 from loongforge.model.checks import check_model
-from loongforge.parallel.grid import Grid
+from loongforge.parallel.grid import AXES, Grid
 from loongforge.parallel.layout import Layout
 
 MICRO_BATCH_SIZE = 2
@@ -39,7 +39,7 @@ def small_copy(config: Config, layout: Layout, *, steps: int, limit: int) -> Sma
     """
     cut = cut_layout(config.model, layout, limit)
     small = deepcopy(config)
-    divisor = lcm(*(grid.tp for grid in layout.grids().values()))
+    divisor = lcm(*(cut.parallel[name].tp or grid.tp for name, grid in layout.grids().items()))
     llm, vision, projector = config.model.llm, config.model.vision, config.model.projector
     assert isinstance(llm, LLMConfig)
     stages = cut.parallel["llm"].pp
@@ -73,7 +73,7 @@ class Cut:
 def cut_layout(model: ModelConfig, layout: Layout, limit: int) -> Cut:
     """The layout of a model, its data-parallel, then its other sizes cut until at most `limit` ranks are left.
 
-    What makes it special stays where it can: sizes above 1, encoders on ranks of their own or on the first stage only.
+    What makes it special stays where it can: sizes above 1, encoders on ranks of their own, or on some of the LLM's.
 
     Raises:
         UserError: the smallest such layout has more ranks.
@@ -92,29 +92,29 @@ def cut_layout(model: ModelConfig, layout: Layout, limit: int) -> Cut:
 
 
 def _cut(layout: Layout, largest: dict[str, int]) -> Cut:
-    def sizes(grid: Grid) -> dict[str, int]:
-        return {axis: min(size, largest.get(axis, size)) for axis, size in grid.sizes.items()}
+    """The layout without some of its ranks; the others keep their order."""
+    llm = _kept(layout.llm, largest)
+    ranks = {"llm": llm}
+    if layout.vision is not None:
+        shared = set(llm) & set(layout.vision.ranks)
+        ranks["vision"] = _kept(layout.vision, largest) if layout.decoupled else sorted(shared) or llm[-1:]
+    if layout.projector is not None:
+        ranks["projector"] = ranks["vision"]
+    numbers = {rank: number for number, rank in enumerate(sorted({*llm, *ranks.get("vision", ())}))}
+    parallel = {}
+    for name, grid in layout.grids().items():
+        tp, cp, pp = (min(grid.sizes[axis], largest.get(axis, grid.sizes[axis])) for axis in ("tp", "cp", "pp"))
+        tp = next(size for size in range(tp, 0, -1) if len(ranks[name]) % size == 0)
+        parallel[name] = ParallelConfig(tp=tp, cp=cp, pp=pp, ranks=sorted(numbers[rank] for rank in ranks[name]))
+    parallel["llm"].sequence_parallel = layout.sequence_parallel
+    return Cut(len(numbers), parallel)
 
-    llm = sizes(layout.llm)
-    number = llm["tp"] * llm["cp"] * llm["dp"] * llm["pp"]
-    split = layout.sequence_parallel and llm["tp"] > 1
-    parallel = {
-        "llm": ParallelConfig(
-            tp=llm["tp"], cp=llm["cp"], pp=llm["pp"], ranks=list(range(number)), sequence_parallel=split
-        )
-    }
-    world = number
-    for name in ("vision", "projector"):
-        grid = layout.grid(name)
-        if grid is None:
-            continue
-        wanted = sizes(grid)
-        first, size = 0, number
-        if layout.decoupled:
-            first, size = number, wanted["tp"] * wanted["dp"]
-        elif len(grid.ranks) < len(layout.llm.ranks):
-            size = number // llm["pp"]
-        tp = next(tp for tp in range(wanted["tp"], 0, -1) if size % tp == 0)
-        parallel[name] = ParallelConfig(tp=tp, ranks=list(range(first, first + size)))
-        world = max(world, first + size)
-    return Cut(world, parallel)
+
+def _kept(grid: Grid, largest: dict[str, int]) -> list[int]:
+    """Ranks that stay: of an axis that is cut, the first place, or the first and the last."""
+
+    def stays(axis: str, place: int) -> bool:
+        size, most = grid.sizes[axis], largest.get(axis, grid.sizes[axis])
+        return most >= size or place in (0, size - 1)[:most]
+
+    return [rank for rank in grid.ranks if all(stays(axis, getattr(grid.place(rank), axis)) for axis in AXES)]
