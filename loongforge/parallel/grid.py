@@ -78,8 +78,7 @@ class Grid:
         )
 
     def __str__(self) -> str:
-        shown = " ".join(f"{axis}{size}" for axis, size in self.sizes.items() if size > 1 or axis in ("tp", "dp"))
-        return f"{shown} on {ranks_text(self.ranks)}"
+        return " ".join(f"{axis}{size}" for axis, size in self.sizes.items() if size > 1 or axis in ("tp", "dp"))
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

@@ -72,6 +72,11 @@ class Layout:
         grid: Grid | None = getattr(self, component)
         return grid
 
+    def text(self, component: str) -> str:
+        """A component's sizes, and its ranks where they are not all: `tp2 dp1 on ranks 0-1`."""
+        grid = self.grids()[component]
+        return f"{grid}" + ("" if len(grid.ranks) == self.world_size else f" on {ranks_text(grid.ranks)}")
+
     def grids(self) -> dict[str, Grid]:
         """Grids of the components that the model has."""
         return {name: grid for name in COMPONENTS if (grid := self.grid(name)) is not None}

@@ -20,7 +20,7 @@ from loongforge.planning.workload import Costs
 def report(costs: Costs, layout: Layout, device: Device) -> dict[str, Any]:
     """The plan of a recipe under its layout."""
     config, found = costs.config, predict(costs, layout, device)
-    components = component_sizes(costs)
+    components = component_sizes(costs, layout)
     return {
         "recipe": config.name,
         "processes": layout.world_size,
@@ -40,8 +40,8 @@ def report(costs: Costs, layout: Layout, device: Device) -> dict[str, Any]:
     }
 
 
-def component_sizes(costs: Costs) -> dict[str, dict[str, Any]]:
-    """Type, parameters and FLOPs of each component; `forward_flops` are of one image, for the LLM of one token."""
+def component_sizes(costs: Costs, layout: Layout) -> dict[str, dict[str, Any]]:
+    """Type, layout, size and FLOPs of each component; `forward_flops` are of an image, for the LLM of a token."""
     params, model = num_params(costs.config.model), costs.config.model
     forward = {"llm": costs.llm.flops(costs.workload.tokens)}
     if costs.vision is not None:
@@ -49,6 +49,7 @@ def component_sizes(costs: Costs) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "type": part.type,
+            "layout": layout.text(name),
             "params": params[name],
             "trainable_params": 0 if part.freeze else params[name],
             "forward_flops": forward[name],
@@ -109,7 +110,7 @@ def found_layout(config: Config, found: Found, device: Device) -> dict[str, Any]
     times = found.prediction.times
     return {
         "overrides": overrides(config, found.config),
-        "grids": {name: str(grid) for name, grid in found.choice.layout.grids().items()},
+        "grids": {name: found.choice.layout.text(name) for name in found.choice.layout.grids()},
         "seconds": times.total,
         "mfu": found.prediction.mfu(device, found.config.model.llm.dtype or found.config.trainer.precision),
         "bubble": times.bubble / times.total,

@@ -49,12 +49,9 @@ def search_text(found: list[dict[str, Any]], shown: int) -> str:
 def _components(plan: dict[str, Any]) -> list[str]:
     lines = [f"{'component':<12}{'type':<14}{'layout':<30}{'parameters':>16}{'trainable':>16}{'FLOPs a step':>14}"]
     for name, size in plan["components"].items():
-        grid = plan["grids"][name]
-        layout = " ".join(f"{axis}{grid[axis]}" for axis in _shown_axes(grid))
-        layout += f" on {ranks_text(grid['ranks'])}"
         counts = f"{size['params']:>16,}{size['trainable_params']:>16,}"
         lines.append(
-            f"{name:<12}{size['type']:<14}{layout:<30}{counts}{size['step_flops']:>14.3g}  "
+            f"{name:<12}{size['type']:<14}{size['layout']:<30}{counts}{size['step_flops']:>14.3g}  "
             f"({size['factor']} x multiply-adds)"
         )
     return [*lines, f"{'total':<56}{plan['params']:>16,}{plan['trainable_params']:>16,}"]

@@ -103,7 +103,7 @@ class Reporter:
                 "trainable": not part.freeze,
                 "dtype": part.dtype or self.config.trainer.precision,
                 "flops_per_token": flops[name],
-                "layout": str(layout.grid(name)),
+                "layout": layout.text(name),
             }
             for name, part in component_configs(self.config).items()
         ]

@@ -71,8 +71,8 @@ def test_select_finds_the_ranks_at_some_coordinates(grid: Grid, data: st.DataObj
 
 def test_a_grid_in_words() -> None:
     assert Grid((4, 5, 6, 7), tp=2).place(6) == Coordinates(tp=0, cp=0, dp=1, pp=0)
-    assert str(Grid((4, 5, 6, 7), tp=2)) == "tp2 dp2 on ranks 4-7"
-    assert str(Grid(tuple(range(8)), tp=2, cp=2, pp=2)) == "tp2 cp2 dp1 pp2 on ranks 0-7"
+    assert str(Grid((4, 5, 6, 7), tp=2)) == "tp2 dp2"
+    assert str(Grid(tuple(range(8)), tp=2, cp=2, pp=2)) == "tp2 cp2 dp1 pp2"
 
 
 @pytest.mark.parametrize(

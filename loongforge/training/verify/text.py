@@ -13,7 +13,7 @@ def report(layout: Layout, found: Comparison) -> str:
     lines = [
         f"{'component':<12}{'layout':<32}{'gradient':>10}{'parameters':>12}  worst gradient",
         *(
-            f"{name:<12}{layout.grid(name)!s:<32}{part.gradient:>10.1e}{part.parameter:>12.1e}  {part.gradient_of}"
+            f"{name:<12}{layout.text(name):<32}{part.gradient:>10.1e}{part.parameter:>12.1e}  {part.gradient_of}"
             for name, part in found.components.items()
         ),
         f"{'allowed':<44}{GRADIENT:>10.0e}{PARAMETER:>12.0e}",
