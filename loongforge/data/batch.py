@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loongforge.parallel.routes import ImagePlan
+
 if TYPE_CHECKING:
     import torch
 
@@ -32,6 +34,13 @@ class Batch:
     """Sample ids; "" is a padding row of an evaluation batch."""
     cu_seqlens: torch.Tensor | None = None
     """int32 [D + 1], from 0 to S: borders of the documents of a packed row (B is 1 then); None: a row is a document."""
+    image_plan: ImagePlan | None = None
+    """Which images of the micro-batch `images` holds, and who encodes them; None: all, in even shares."""
+
+    @property
+    def num_images(self) -> int:
+        """Images of the micro-batch, read by this rank or not."""
+        return len(self.images) if self.image_plan is None else self.image_plan.total
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch
     sums = torch.zeros(7 + 2 * dp, dtype=torch.int64)
     if replica is not None:
         batches = data.micro_batches[replica]
-        tokens, images = sum(int(b.lengths.sum()) for b in batches), sum(len(b.images) for b in batches)
+        tokens, images = sum(int(b.lengths.sum()) for b in batches), sum(b.num_images for b in batches)
         labels = sum(int((b.labels != IGNORED).sum()) for b in batches)
         padded, samples = sum(b.tokens.numel() for b in batches), sum(len(b.ids) for b in batches)
         sums[:6] = torch.tensor([labels, tokens, padded, samples, images, len(data.bad[replica])])
