@@ -63,6 +63,8 @@ class StepData:
 
     micro_batches: dict[int, list[Batch]]
     bad: dict[int, list[BadSample]] = field(default_factory=dict)
+    fingerprint: int = 0
+    """Of the arrangement of the global batch: the same on every rank, or they have not seen the same data."""
 
 
 def collate(samples: list[ProcessedSample], processor: SampleProcessor, *, rows: int, length: int) -> Batch:
