@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from loongforge.config.errors import UserError
 from loongforge.data.batch import BadSample
 from loongforge.data.processing import ProcessedSample, SampleProcessor
-from loongforge.data.sample import Location, SampleError
+from loongforge.data.sample import Location, RawSample, SampleError, SampleMeta
 from loongforge.data.sources import Source
+
+Result = TypeVar("Result")
 
 CACHE_BYTES = 128 << 20
 """What a fetcher remembers at most. Processing anew in every epoch can cost more than a training step does."""
@@ -56,19 +60,27 @@ class SampleFetcher:
         known = self._cache.get((source, index))
         if known is not None:
             return known
-        sample = self._process(source, index)
+        sample = self._with(source, index, self.processor)
         size = sample.nbytes
         if size <= self._room:  # no eviction: in a shuffled epoch every sample is as likely as any other to come next
             self._room -= size
             self._cache[source, index] = sample
         return sample
 
-    def _process(self, source: int, index: int) -> ProcessedSample:
+    def measure(self, source: int, index: int, *, decode: bool = False) -> SampleMeta:
+        """What a plan needs to know of a sample; see `SampleProcessor.measure`.
+
+        Raises:
+            BadSampleError, UserError: as `fetch`, but what only decoding an image shows, unless `decode`.
+        """
+        return self._with(source, index, partial(self.processor.measure, decode=decode))
+
+    def _with(self, source: int, index: int, process: Callable[[RawSample], Result]) -> Result:
         location = self.sources[source].locate(index)
         name = location.key
         try:
             raw = self.sources[source].load(index)
             name = raw.id
-            return self.processor(raw)
+            return process(raw)
         except SampleError as error:
             raise BadSampleError(location, name, str(error)) from error

@@ -39,6 +39,20 @@ class RawSample:
     """A raw text to learn whole, in place of messages."""
 
 
+@dataclass(frozen=True)
+class SampleMeta:
+    """What a plan needs to know of a sample, without its pixels."""
+
+    text_tokens: int
+    """Tokens of the processed sample, all but those of images; 0 where there is a problem."""
+    label_tokens: int
+    """Positions that have a loss."""
+    image_sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of each image in pixels, turned upright, before it is resized."""
+    problem: str | None = None
+    """Why the sample cannot be learned from."""
+
+
 _LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 
 
