@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +77,12 @@ class SampleProcessor:
             return np.zeros((0, 3, 0, 0), np.float32)
         return self.image_processor.normalise(pixels)
 
-    def __call__(self, sample: RawSample) -> ProcessedSample:
+    def __call__(self, sample: RawSample, *, only: Collection[int] | None = None) -> ProcessedSample:
         """Processes one sample.
+
+        Args:
+            sample: As read.
+            only: Images to decode, by number; None: all.
 
         Raises:
             SampleError: this sample cannot be learned from.
@@ -86,7 +90,7 @@ class SampleProcessor:
         """
         ids, learned = self._encode(sample)
         images = self.image_processor
-        pixels = [images.pixels(content) for content in self._contents(sample)] if images is not None else []
+        pixels = [images.pixels(content) for content in self._contents(sample, only)] if images is not None else []
         return ProcessedSample(sample.id, ids, learned, pixels)
 
     def measure(self, sample: RawSample, *, decode: bool = False) -> SampleMeta:
@@ -132,9 +136,9 @@ class SampleProcessor:
         assert isinstance(text, str)
         return text
 
-    def _contents(self, sample: RawSample) -> Iterator[bytes]:
+    def _contents(self, sample: RawSample, only: Collection[int] | None = None) -> Iterator[bytes]:
         """The encoded images, one at a time."""
-        return (read() for read in sample.images)
+        return (read() for number, read in enumerate(sample.images) if only is None or number in only)
 
     def _encode(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray]:
         """(ids, learned) of a sample, checked."""
