@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config, ParallelConfig
-from loongforge.parallel.grid import divisors
-from loongforge.parallel.grid import ranks_text
+from loongforge.parallel.grid import divisors, ranks_text
 from loongforge.parallel.layout import Layout
 from loongforge.training.verify.small import cut_layout, small_copy
 from tests.support.tiny import tiny_config
