@@ -121,6 +121,11 @@ class DataConfig:
     """`fail`: stop at the first bad sample; `skip`: replace it and note it in quarantine.jsonl."""
     max_bad: int = 100
     """With `skip`: stop after this many different bad samples."""
+    max_bad_ratio: float = 1.0
+    """Stop when more than this part of the samples so far was left out, bad or too long; looked at after 1000 samples."""
+    too_long: Literal["drop", "fail", "truncate_text"] = "fail"
+    """What a sample beyond `max_length` is. `fail`: a bad one, see `bad_sample`; `drop`: always left out and noted, not
+    counted by `max_bad`; `truncate_text`: cut to fit, images and at least one label token stay."""
     prefetch: int = 2
     """Steps that are prepared ahead in the background; 0: none."""
     shuffle: bool = True

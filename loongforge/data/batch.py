@@ -46,6 +46,8 @@ class BadSample:
     step: int
     replaced_by: str
     """Key and shard of the sample that was tried instead."""
+    dropped: bool = False
+    """Left out because the recipe says so of samples like this (`data.too_long: drop`), which is no fault of the data."""
 
 
 @dataclass

@@ -122,7 +122,7 @@ class EvalLoader:
         try:
             return self._fetcher.fetch(source, index)
         except BadSampleError as error:
-            if not self._skip:
+            if not (self._skip or error.drop):
                 raise error.as_user_error() from error
             record = error.as_record(step=-1, replaced_by="")
             if record not in self.bad:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from loongforge.config.errors import UserError
 from loongforge.data.batch import BadSample
 from loongforge.data.processing import ProcessedSample, SampleProcessor
-from loongforge.data.sample import Location, SampleError
+from loongforge.data.sample import Location, RawSample, SampleError
 from loongforge.data.sources import Source
 
 CACHE_BYTES = 128 << 20
@@ -17,8 +17,10 @@ CACHE_BYTES = 128 << 20
 class BadSampleError(SampleError):
     """A `SampleError` that knows its sample."""
 
-    def __init__(self, location: Location, sample_id: str, reason: str):
-        super().__init__(reason)
+    def __init__(
+        self, location: Location, sample_id: str, reason: str, *, problem: str = "invalid_sample", drop: bool = False
+    ):
+        super().__init__(reason, problem=problem, drop=drop)
         self.location = location
         self.sample_id = sample_id
         self.reason = reason
@@ -34,7 +36,9 @@ class BadSampleError(SampleError):
     def as_record(self, step: int, replaced_by: str) -> BadSample:
         """The entry for quarantine.jsonl."""
         place = self.location
-        return BadSample(place.source, place.shard, place.key, self.sample_id, self.reason, step, replaced_by)
+        return BadSample(
+            place.source, place.shard, place.key, self.sample_id, self.reason, step, replaced_by, dropped=self.drop
+        )
 
 
 class SampleFetcher:
@@ -56,19 +60,27 @@ class SampleFetcher:
         known = self._cache.get((source, index))
         if known is not None:
             return known
-        sample = self._process(source, index)
+        sample = self.process(source, index, self.read(source, index))
         size = sample.nbytes
         if size <= self._room:  # no eviction: in a shuffled epoch every sample is as likely as any other to come next
             self._room -= size
             self._cache[source, index] = sample
         return sample
 
-    def _process(self, source: int, index: int) -> ProcessedSample:
-        location = self.sources[source].locate(index)
-        name = location.key
+    def read(self, source: int, index: int) -> RawSample:
+        """The first half of `fetch`: the sample as its source has it. BadSampleError where it is malformed."""
         try:
-            raw = self.sources[source].load(index)
-            name = raw.id
+            return self.sources[source].load(index)
+        except SampleError as error:
+            raise self._bad(source, index, "", error) from error
+
+    def process(self, source: int, index: int, raw: RawSample) -> ProcessedSample:
+        """The second half of `fetch`, not remembered. BadSampleError where it cannot be learned from."""
+        try:
             return self.processor(raw)
         except SampleError as error:
-            raise BadSampleError(location, name, str(error)) from error
+            raise self._bad(source, index, raw.id, error) from error
+
+    def _bad(self, source: int, index: int, name: str, error: SampleError) -> BadSampleError:
+        location = self.sources[source].locate(index)
+        return BadSampleError(location, name or location.key, str(error), problem=error.problem, drop=error.drop)

@@ -68,7 +68,11 @@ def _decode(content: bytes) -> Image.Image:
     except SampleError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they meet in broken files
-        raise SampleError(f"an image cannot be decoded ({len(content)} bytes): {error}") from error
+        bomb = isinstance(error, Image.DecompressionBombError)  # refused before `_check_pixels` can
+        raise SampleError(
+            f"an image cannot be decoded ({len(content)} bytes): {error}",
+            problem="image_too_large" if bomb else "undecodable_image",
+        ) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -81,7 +85,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise SampleError(f"an image of {width} x {height} pixels is larger than the limit of {MAX_PIXELS} pixels")
+        raise SampleError(
+            f"an image of {width} x {height} pixels is larger than the limit of {MAX_PIXELS} pixels",
+            problem="image_too_large",
+        )
 
 
 def _resized(image: Image.Image, size: int, resize: str) -> Image.Image:

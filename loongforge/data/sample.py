@@ -10,6 +10,17 @@ from typing import Any
 class SampleError(ValueError):
     """This one sample cannot be learned from. The message says why; the caller knows which sample it is."""
 
+    def __init__(self, message: str, *, problem: str = "invalid_sample", drop: bool = False):
+        """Args:
+
+        message: why.
+        problem: what kind of problem it is, for counting (`loongforge.data.check.kinds`).
+        drop: the recipe leaves such samples out, whatever it does with bad ones (`data.too_long: drop`).
+        """
+        super().__init__(message)
+        self.problem = problem
+        self.drop = drop
+
 
 @dataclass(frozen=True)
 class Location:
@@ -39,6 +50,11 @@ class RawSample:
     """A raw text to learn whole, in place of messages."""
 
 
+TEXT_WITH_IMAGES = (
+    "it is a raw text with images, which no place in the text shows; use 'messages' with a placeholder for each image"
+)
+"""Said of samples whose images would be left out without a word."""
+
 _LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -53,15 +69,19 @@ def messages_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     if "conversations" in record:
         turns = _checked(record["conversations"], "conversations", "from", "value")
         return [{"role": _LLAVA_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
-    raise SampleError(f"it has none of 'messages', 'conversations', 'text'; its keys are {sorted(record)}")
+    raise SampleError(
+        f"it has none of 'messages', 'conversations', 'text'; its keys are {sorted(record)}", problem="no_messages"
+    )
 
 
 def _checked(turns: Any, name: str, role: str, content: str) -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not turns:
-        raise SampleError(f"'{name}' must be a list with at least one message, not {turns!r:.80}")
+        raise SampleError(f"'{name}' must be a list with at least one message, not {turns!r:.80}", problem="wrong_type")
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict) or not isinstance(turn.get(role), str) or content not in turn:
-            raise SampleError(f"{name}[{i}] must be an object with '{role}' and '{content}', not {turn!r:.80}")
+            raise SampleError(
+                f"{name}[{i}] must be an object with '{role}' and '{content}', not {turn!r:.80}", problem="wrong_type"
+            )
     return turns
 
 
@@ -70,5 +90,5 @@ def text_of(record: dict[str, Any]) -> str | None:
     if "text" not in record or "messages" in record or "conversations" in record:
         return None
     if not isinstance(record["text"], str):
-        raise SampleError(f"'text' must be a string, not {record['text']!r:.80}")
+        raise SampleError(f"'text' must be a string, not {record['text']!r:.80}", problem="wrong_type")
     return record["text"]

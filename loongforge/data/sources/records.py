@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from loongforge.config.errors import UserError
-from loongforge.data.sample import Location, RawSample, SampleError, messages_of, text_of
+from loongforge.data.sample import TEXT_WITH_IMAGES, Location, RawSample, SampleError, messages_of, text_of
 from loongforge.data.sources.base import FileReader
 from loongforge.data.sources.shards import parse_record
 
@@ -44,6 +44,8 @@ class RecordSource:
         name = str(record.get("id", f"{file.name}:{self._key(number, entry)}"))
         text = text_of(record)
         if text is not None:
+            if _image_paths(record):
+                raise SampleError(TEXT_WITH_IMAGES, problem="text_with_images")
             return RawSample(id=name, text=text)
         folder = self._image_dir if self._image_dir is not None else file.parent
         images = [partial(_read_image, _inside(folder, path)) for path in _image_paths(record)]
@@ -134,7 +136,7 @@ def _image_paths(record: dict[str, Any]) -> list[str]:
     paths = record.get("images", record.get("image", []))
     paths = [paths] if isinstance(paths, str) else paths or []
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise SampleError(f"'images' must be a list of paths, not {paths!r:.80}")
+        raise SampleError(f"'images' must be a list of paths, not {paths!r:.80}", problem="wrong_type")
     return paths
 
 
@@ -144,7 +146,8 @@ def _inside(folder: Path, path: str) -> Path:
     joined = os.path.normpath(os.path.join(base, path))
     if os.path.commonpath([base, joined]) != base:
         raise SampleError(
-            f"image path '{path}' leads out of {base}; set data.image_dir to a folder that holds the images"
+            f"image path '{path}' leads out of {base}; set data.image_dir to a folder that holds the images",
+            problem="image_path",
         )
     return Path(joined)
 
@@ -153,4 +156,6 @@ def _read_image(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise SampleError(f"cannot read image {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise SampleError(
+            f"cannot read image {path}: {getattr(error, 'strerror', None) or error}", problem="missing_image"
+        ) from error

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from loongforge.data.sample import Location, RawSample, SampleError, messages_of, text_of
+from loongforge.data.sample import TEXT_WITH_IMAGES, Location, RawSample, SampleError, messages_of, text_of
 from loongforge.data.sources.base import FileReader
 from loongforge.data.sources.tar_index import load_index
 
@@ -33,19 +33,22 @@ class ShardSource:
         """Reads one sample; SampleError where it is malformed."""
         shard, sample = self._find(index)
         key = str(self._indexes[shard].keys[sample])
-        read = {
-            suffix: partial(self._read, self._shards[shard], offset, size)
-            for suffix, offset, size in self._indexes[shard].members(sample)
-        }
+        members = self._indexes[shard].members(sample)
+        read = {suffix: partial(self._read, self._shards[shard], offset, size) for suffix, offset, size in members}
+        if len(read) != len(members):
+            raise SampleError(
+                f"two of its members have the same name: {sorted(suffix for suffix, _, _ in members)}",
+                problem="shard_members",
+            )
         if "json" not in read:
             if "txt" in read:
-                return RawSample(id=key, text=_decode(read["txt"]()))
-            raise SampleError(f"it has no {key}.json; its members end in {sorted(read)}")
+                return _raw_text(key, _decode(read["txt"]()), read)
+            raise SampleError(f"it has no {key}.json; its members end in {sorted(read)}", problem="shard_members")
         record = parse_record(read["json"]())
         name = str(record.get("id", key))
         text = text_of(record)
         if text is not None:
-            return RawSample(id=name, text=text)
+            return _raw_text(name, text, read)
         return RawSample(id=name, messages=messages_of(record), images=_images(read))
 
     def locate(self, index: int) -> Location:
@@ -60,8 +63,17 @@ class ShardSource:
     def _read(self, path: Path, offset: int, size: int) -> bytes:
         content = self._reader.read(path, offset, size)
         if len(content) != size:
-            raise SampleError(f"{path} ends inside it: {len(content)} of {size} bytes; the file changed during the run")
+            raise SampleError(
+                f"{path} ends inside it: {len(content)} of {size} bytes; the file changed during the run",
+                problem="unreadable_source",
+            )
         return content
+
+
+def _raw_text(name: str, text: str, read: Mapping[str, Callable[[], bytes]]) -> RawSample:
+    if _images(read):
+        raise SampleError(TEXT_WITH_IMAGES, problem="text_with_images")
+    return RawSample(id=name, text=text)
 
 
 def _images(read: Mapping[str, Callable[[], bytes]]) -> list[Callable[[], bytes]]:
@@ -72,10 +84,12 @@ def _images(read: Mapping[str, Callable[[], bytes]]) -> list[Callable[[], bytes]
         if kind not in _IMAGE_SUFFIXES or not (number.isdecimal() or number == ""):
             continue
         if int(number or 0) in numbered:
-            raise SampleError(f"two of its members are image {int(number or 0)}: {sorted(read)}")
+            raise SampleError(
+                f"two of its members are image {int(number or 0)}: {sorted(read)}", problem="shard_members"
+            )
         numbered[int(number or 0)] = reader
     if sorted(numbered) != list(range(len(numbered))):
-        raise SampleError(f"its images are numbered {sorted(numbered)}, not 0, 1, 2, ...")
+        raise SampleError(f"its images are numbered {sorted(numbered)}, not 0, 1, 2, ...", problem="shard_members")
     return [numbered[i] for i in range(len(numbered))]
 
 
@@ -83,10 +97,14 @@ def parse_record(line: bytes) -> dict:
     """A JSON object from bytes; SampleError where it is none."""
     try:
         record = json.loads(line)
-    except ValueError as error:
-        raise SampleError(f"it is not valid JSON: {error}") from error
+        if b"\\ud" in line.lower():  # half of a surrogate pair is no text, and no tokenizer takes it
+            json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeError as error:
+        raise SampleError(f"it is not UTF-8: {error}", problem="not_utf8") from error
+    except (ValueError, RecursionError) as error:
+        raise SampleError(f"it is not valid JSON: {error}", problem="invalid_json") from error
     if not isinstance(record, dict):
-        raise SampleError(f"it is not a JSON object but {record!r:.80}")
+        raise SampleError(f"it is not a JSON object but {record!r:.80}", problem="invalid_json")
     return record
 
 
@@ -94,4 +112,4 @@ def _decode(content: bytes) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise SampleError(f"its text is not UTF-8: {error}") from error
+        raise SampleError(f"its text is not UTF-8: {error}", problem="not_utf8") from error
