@@ -63,6 +63,8 @@ _RANGES: dict[str, Check] = {
     "trainer.steps": _POSITIVE,
     "trainer.global_batch_size": _POSITIVE,
     "trainer.micro_batch_size": _POSITIVE,
+    "trainer.micro_batch_tokens": _POSITIVE,
+    "balance.patch_cap": _POSITIVE,
     "trainer.seed": _NOT_NEGATIVE,
     "trainer.threads": _POSITIVE,
     "trainer.eval_every": _NOT_NEGATIVE,

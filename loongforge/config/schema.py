@@ -122,7 +122,7 @@ class DataConfig:
     max_bad: int = 100
     """With `skip`: stop after this many different bad samples."""
     max_bad_ratio: float = 1.0
-    """Stop when more than this part of the samples so far was left out, bad or too long; looked at after 1000 samples."""
+    """Stop when more than this part of the samples so far was left out, bad or too long; checked after 1000 samples."""
     too_long: Literal["drop", "fail", "truncate_text"] = "fail"
     """What a sample beyond `max_length` is. `fail`: a bad one, see `bad_sample`; `drop`: always left out and noted, not
     counted by `max_bad`; `truncate_text`: cut to fit, images and at least one label token stay."""
@@ -130,6 +130,26 @@ class DataConfig:
     """Steps that are prepared ahead in the background; 0: none."""
     shuffle: bool = True
     """Draw a new order in every epoch."""
+
+
+@dataclass(kw_only=True)
+class PackingConfig:
+    """Several samples in one row, each a document of its own: nothing is padded but the end of the row."""
+
+    enabled: bool = False
+    """Pack the samples of a global batch into micro-batches of at most `trainer.micro_batch_tokens`."""
+
+
+@dataclass(kw_only=True)
+class BalanceConfig:
+    """Which rank and micro-batch each sample of a global batch goes to; needs packing. What is learned stays."""
+
+    mode: Literal["none", "llm", "full"] = "none"
+    """`llm`: by the whole cost of samples, images encoded where their sample is; `full`: images encoded on any rank."""
+    objective: Literal["auto", "one_barrier", "lock_step", "pipeline"] = "auto"
+    """Where ranks wait for one another; auto: `pipeline` with pipeline stages, else `lock_step` with `full`."""
+    patch_cap: int | None = None
+    """Most image patches of a micro-batch; null: no limit."""
 
 
 @dataclass(kw_only=True)
@@ -166,6 +186,8 @@ class TrainerConfig:
     """Samples per optimizer step, over all ranks."""
     micro_batch_size: int
     """Samples per forward pass of one data-parallel rank, at most: a smaller share of the batch is taken whole."""
+    micro_batch_tokens: int | None = None
+    """Tokens of a packed micro-batch at most, image tokens included; null: `micro_batch_size` longest samples."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of parameters and activations; bf16 keeps fp32 copies in the optimizer."""
     seed: int = 1234
@@ -253,6 +275,8 @@ class Config:
     data: DataConfig
     optimizer: OptimizerConfig
     trainer: TrainerConfig
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loongforge.parallel.routes import ImagePlan
+
 if TYPE_CHECKING:
     import torch
 
@@ -32,6 +34,13 @@ class Batch:
     """Sample ids; "" is a padding row of an evaluation batch."""
     cu_seqlens: torch.Tensor | None = None
     """int32 [D + 1], from 0 to S: borders of the documents of a packed row (B is 1 then); None: a row is a document."""
+    image_plan: ImagePlan | None = None
+    """Which images of the micro-batch `images` holds, and who encodes them; None: all, in even shares."""
+
+    @property
+    def num_images(self) -> int:
+        """Images of the micro-batch, read by this rank or not."""
+        return len(self.images) if self.image_plan is None else self.image_plan.total
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class BadSample:
     replaced_by: str
     """Key and shard of the sample that was tried instead."""
     dropped: bool = False
-    """Left out because the recipe says so of samples like this (`data.too_long: drop`), which is no fault of the data."""
+    """Left out because the recipe says so of samples like this (`data.too_long: drop`): no fault of the data."""
 
 
 @dataclass
@@ -56,6 +65,8 @@ class StepData:
 
     micro_batches: dict[int, list[Batch]]
     bad: dict[int, list[BadSample]] = field(default_factory=dict)
+    fingerprint: int = 0
+    """Of the arrangement of the global batch: the same on every rank, or they have not seen the same data."""
 
 
 def collate(samples: list[ProcessedSample], processor: SampleProcessor, *, rows: int, length: int) -> Batch:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from loongforge.config.errors import UserError
 from loongforge.data.batch import BadSample
 from loongforge.data.processing import ProcessedSample, SampleProcessor
-from loongforge.data.sample import Location, RawSample, SampleError
+from loongforge.data.sample import Location, RawSample, SampleError, SampleMeta
 from loongforge.data.sources import Source
+
+Result = TypeVar("Result")
 
 CACHE_BYTES = 128 << 20
 """What a fetcher remembers at most. Processing anew in every epoch can cost more than a training step does."""
@@ -60,27 +64,28 @@ class SampleFetcher:
         known = self._cache.get((source, index))
         if known is not None:
             return known
-        sample = self.process(source, index, self.read(source, index))
+        sample = self.apply(source, index, self.processor)
         size = sample.nbytes
         if size <= self._room:  # no eviction: in a shuffled epoch every sample is as likely as any other to come next
             self._room -= size
             self._cache[source, index] = sample
         return sample
 
-    def read(self, source: int, index: int) -> RawSample:
-        """The first half of `fetch`: the sample as its source has it. BadSampleError where it is malformed."""
-        try:
-            return self.sources[source].load(index)
-        except SampleError as error:
-            raise self._bad(source, index, "", error) from error
+    def measure(self, source: int, index: int, *, decode: bool = False) -> SampleMeta:
+        """What a plan needs to know of a sample; see `SampleProcessor.measure`.
 
-    def process(self, source: int, index: int, raw: RawSample) -> ProcessedSample:
-        """The second half of `fetch`, not remembered. BadSampleError where it cannot be learned from."""
-        try:
-            return self.processor(raw)
-        except SampleError as error:
-            raise self._bad(source, index, raw.id, error) from error
+        Raises:
+            BadSampleError, UserError: as `fetch`, but what only decoding an image shows, unless `decode`.
+        """
+        return self.apply(source, index, partial(self.processor.measure, decode=decode))
 
-    def _bad(self, source: int, index: int, name: str, error: SampleError) -> BadSampleError:
+    def apply(self, source: int, index: int, process: Callable[[RawSample], Result]) -> Result:
+        """What `process` makes of a sample as its source has it; a SampleError gets to know its sample."""
         location = self.sources[source].locate(index)
-        return BadSampleError(location, name or location.key, str(error), problem=error.problem, drop=error.drop)
+        name = location.key
+        try:
+            raw = self.sources[source].load(index)
+            name = raw.id
+            return process(raw)
+        except SampleError as error:
+            raise BadSampleError(location, name, str(error), problem=error.problem, drop=error.drop) from error

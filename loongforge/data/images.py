@@ -7,16 +7,23 @@ whose import alone takes seconds; a test compares them.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from loongforge.data.sample import SampleError
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own limit for a warning)."""
+
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+# Pillow also reads formats that run other programs (EPS) or are no pictures; data from elsewhere gets none of these.
+
+_TURNED_IN_PNG = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a PNG can say which side is up
 
 
 class ImageProcessor:
@@ -42,13 +49,24 @@ class ImageProcessor:
         means, stds = np.array(mean, np.float32), np.array(std, np.float32)
         self._table = (scaled - means[:, None]) / stds[:, None]  # [3, 256]: the result for each value of a pixel
 
+    def size(self, content: bytes) -> tuple[int, int]:
+        """Width and height of an encoded image, turned upright, from its header.
+
+        Raises:
+            SampleError: it is no image, or too large. What is wrong behind the header, only `pixels` finds.
+        """
+        with self._open(content) as image:
+            return _upright_size(image, content)
+
     def pixels(self, content: bytes) -> np.ndarray:
         """uint8 `[image_size, image_size, 3]` from PNG, JPEG, ... bytes.
 
         Raises:
             SampleError: it cannot be decoded, or is too large.
         """
-        return np.asarray(_resized(_decode(content), self.image_size, self.resize))
+        with self._open(content) as image:
+            upright = _rgb(ImageOps.exif_transpose(image))
+        return np.asarray(self._resized(upright))
 
     def normalise(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """float32 `[N, 3, image_size, image_size]` from N results of `pixels`; N may be 0."""
@@ -59,20 +77,38 @@ class ImageProcessor:
                 result[:, channel] = self._table[channel][stacked[..., channel]]
         return result
 
+    @contextmanager
+    def _open(self, content: bytes) -> Iterator[Image.Image]:
+        """An image whose header is read and whose size is allowed, also once it is resized."""
+        try:
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+                _check_pixels(*image.size)
+                _check_pixels(*self._scaled_size(*image.size))
+                yield image
+        except SampleError:
+            raise
+        except UnidentifiedImageError as error:  # its own words name an address in memory
+            raise _undecodable(content, "its format is not known") from error
+        except Image.DecompressionBombError as error:  # before `_check_pixels` could see it
+            raise _undecodable(content, str(error), "image_too_large") from error
+        except Exception as error:  # Pillow's decoders raise whatever they meet in broken files
+            raise _undecodable(content, str(error)) from error
 
-def _decode(content: bytes) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            _check_pixels(*image.size)
-            return _rgb(ImageOps.exif_transpose(image))
-    except SampleError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever they meet in broken files
-        bomb = isinstance(error, Image.DecompressionBombError)  # refused before `_check_pixels` can
-        raise SampleError(
-            f"an image cannot be decoded ({len(content)} bytes): {error}",
-            problem="image_too_large" if bomb else "undecodable_image",
-        ) from error
+    def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
+        """The size that an image is scaled to, before its centre is cut out."""
+        size, short = self.image_size, min(width, height)
+        if self.resize == "stretch":
+            return size, size
+        # the longer edge is rounded down, as in transformers
+        scaled_width, scaled_height = (size if edge == short else int(size * edge / short) for edge in (width, height))
+        return scaled_width, scaled_height
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        width, height = self._scaled_size(*image.size)
+        if image.size != (width, height) or self.resize == "stretch":
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top, size = (width - self.image_size) // 2, (height - self.image_size) // 2, self.image_size
+        return image.crop((left, top, left + size, top + size)) if width != height else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -83,23 +119,30 @@ def _rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
+def _upright_size(image: Image.Image, content: bytes) -> tuple[int, int]:
+    """The size after `exif_transpose`, without decoding where the header tells."""
+    if image.format == "PNG" and not any(mark in content for mark in _TURNED_IN_PNG):
+        return image.size  # Pillow would decode all of it to look for what is not there
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    if turned and image.format == "TIFF":  # which Pillow turns itself, at a moment that depends on its version
+        image.load()
+        return image.size
+    return image.size[::-1] if turned else image.size
+
+
+@lru_cache(maxsize=1)
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _undecodable(content: bytes, why: str, problem: str = "undecodable_image") -> SampleError:
+    return SampleError(f"an image cannot be decoded ({len(content)} bytes): {why}", problem=problem)
+
+
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise SampleError(
             f"an image of {width} x {height} pixels is larger than the limit of {MAX_PIXELS} pixels",
             problem="image_too_large",
         )
-
-
-def _resized(image: Image.Image, size: int, resize: str) -> Image.Image:
-    if resize == "stretch":
-        return image.resize((size, size), Image.Resampling.BICUBIC)
-    width, height = image.size
-    short = min(width, height)
-    # the longer edge is rounded down, as in transformers
-    width, height = (size if edge == short else int(size * edge / short) for edge in (width, height))
-    _check_pixels(width, height)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size)) if width != height else image

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import DataConfig
 from loongforge.data.batch import BadSample, Batch, StepData, collate, padded_length
 from loongforge.data.fetch import BadSampleError, SampleFetcher
+from loongforge.data.metadata import MetadataTable
 from loongforge.data.order import SampleOrder
+from loongforge.data.packed import PackedSteps, Packing, Slot
 from loongforge.data.processing import ProcessedSample, SampleProcessor
 from loongforge.data.sources import Source, open_sources
+
+Found = TypeVar("Found")
 
 MAX_ATTEMPTS = 100
 """Bad samples in a row, at one position, that are replaced before giving up."""
@@ -36,6 +41,7 @@ class TrainLoader:
         replicas: Sequence[int] = (0,),
         dp_size: int = 1,
         pad_multiple: int = 1,
+        packing: Packing | None = None,
     ):
         """Args:
 
@@ -47,6 +53,7 @@ class TrainLoader:
         replicas: data-parallel replicas that this rank works on.
         dp_size: number of data-parallel replicas.
         pad_multiple: S is a multiple of this (tensor and context parallelism divide the rows).
+        packing: None: rows are padded.
 
         Raises:
             UserError: sizes that do not divide, or data that cannot be opened.
@@ -69,6 +76,7 @@ class TrainLoader:
         self._pad_multiple = pad_multiple
         self._skip = data.bad_sample == "skip"
         self._prefetch = data.prefetch
+        self._packed = self._packed_steps(packing) if packing is not None else None
         self._ahead: dict[int, Future[StepData]] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="data") if data.prefetch > 0 else None
 
@@ -108,7 +116,24 @@ class TrainLoader:
         first = step * self.global_batch_size + (micro_batch * self._dp_size + replica) * rows
         return range(first, first + rows)
 
+    def _packed_steps(self, packing: Packing) -> PackedSteps:
+        table = MetadataTable(self.sources, self.fetcher.processor, decode=self._skip)
+
+        def slot(source: int, index: int) -> Slot:
+            meta = table.get(source, index)
+            if meta.problem is not None:
+                self.fetcher.fetch(source, index)  # says which sample it is
+                raise UserError(f"{self.sources[source].locate(index)} has changed since it was indexed")
+            return Slot(source, index, meta)
+
+        def find(position: int, step: int, bad: list[BadSample]) -> Slot:
+            return self._good(position, step, bad, slot)
+
+        return PackedSteps(self.fetcher, packing, find, global_batch_size=self.global_batch_size)
+
     def _make(self, step: int) -> StepData:
+        if self._packed is not None:
+            return self._packed.make(step)
         bad: dict[int, list[BadSample]] = {replica: [] for replica in self._replicas}
         return StepData({replica: self._micro_batches(step, replica, bad[replica]) for replica in bad}, bad)
 
@@ -122,11 +147,14 @@ class TrainLoader:
         return [collate(group, processor, rows=rows, length=length) for group in groups]
 
     def _sample(self, position: int, step: int, bad: list[BadSample]) -> ProcessedSample:
-        """The sample of a position, or the first good one of its replacements; these depend on the position alone."""
+        return self._good(position, step, bad, self.fetcher.fetch)
+
+    def _good(self, position: int, step: int, bad: list[BadSample], get: Callable[[int, int], Found]) -> Found:
+        """What `get` finds at a position, or the first good replacement; these depend on the position alone."""
         source, index = self.order.at(position)
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                return self.fetcher.fetch(source, index)
+                return get(source, index)
             except BadSampleError as error:
                 if not (self._skip or error.drop):
                     raise error.as_user_error() from error

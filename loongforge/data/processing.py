@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.chat import GENERATION_HELP, Message, check_roles, count_placeholders, fit_template, marks_answers
 from loongforge.data.images import ImageProcessor
-from loongforge.data.sample import RawSample, SampleError
+from loongforge.data.sample import RawSample, SampleError, SampleMeta
 from loongforge.data.truncation import kept_tokens
 
 if TYPE_CHECKING:
@@ -91,8 +92,27 @@ class SampleProcessor:
         """
         ids, learned, num_cut = self._encode(sample)
         images = self.image_processor
-        pixels = [images.pixels(read()) for read in sample.images] if images is not None else []
+        pixels = [images.pixels(content) for content in self._contents(sample)] if images is not None else []
         return ProcessedSample(sample.id, ids, learned, pixels, num_cut)
+
+    def measure(self, sample: RawSample, *, decode: bool = False) -> SampleMeta:
+        """What processing a sample would give, from its text and the headers of its images.
+
+        Args:
+            sample: as a source hands it out.
+            decode: process the images as well, so that every error of `__call__` is found.
+
+        Raises:
+            SampleError, UserError: as `__call__`.
+        """
+        ids, learned, _ = self._encode(sample)
+        sizes = []
+        for content in self._contents(sample):
+            assert self.image_processor is not None
+            sizes.append(self.image_processor.size(content))
+            if decode:
+                self.image_processor.pixels(content)
+        return SampleMeta(int((ids != self.image_token_id).sum()), int(learned[1:].sum()), tuple(sizes))
 
     def render_prompt(self, messages: list[Message], num_images: int, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation to be continued, image tokens expanded.
@@ -117,6 +137,10 @@ class SampleProcessor:
         text = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         assert isinstance(text, str)
         return text
+
+    def _contents(self, sample: RawSample) -> Iterator[bytes]:
+        """The encoded images, one at a time."""
+        return (read() for read in sample.images)
 
     def _encode(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray, int]:
         """(ids, learned, tokens cut) of a sample, checked."""

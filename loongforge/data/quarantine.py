@@ -12,7 +12,6 @@ from typing import Any
 from loongforge.config.errors import UserError
 from loongforge.data.batch import BadSample
 
-
 MIN_SEEN = 1000
 """Samples after which `data.max_bad_ratio` is looked at."""
 
@@ -91,8 +90,8 @@ class QuarantineLedger:
     def _check(self, last: BadSample) -> None:
         if self._num_bad > self.max_bad:
             raise UserError(
-                f"{self._num_bad} bad samples, more than data.max_bad={self.max_bad} (listed in {self.path}); the last: "
-                f"{last.key} of {last.shard}: {last.reason}. Mend the data, or raise data.max_bad"
+                f"{self._num_bad} bad samples, more than data.max_bad={self.max_bad} (listed in {self.path}); "
+                f"the last: {last.key} of {last.shard}: {last.reason}. Mend the data, or raise data.max_bad"
             )
 
     def _read(self) -> None:

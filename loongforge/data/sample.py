@@ -50,6 +50,20 @@ class RawSample:
     """A raw text to learn whole, in place of messages."""
 
 
+@dataclass(frozen=True)
+class SampleMeta:
+    """What a plan needs to know of a sample, without its pixels."""
+
+    text_tokens: int
+    """Tokens of the processed sample, all but those of images; 0 where there is a problem."""
+    label_tokens: int
+    """Positions that have a loss."""
+    image_sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of each image in pixels, turned upright, before it is resized."""
+    problem: str | None = None
+    """Why the sample cannot be learned from."""
+
+
 TEXT_WITH_IMAGES = (
     "it is a raw text with images, which no place in the text shows; use 'messages' with a placeholder for each image"
 )

@@ -8,9 +8,9 @@ import numpy as np
 def kept_tokens(is_image: np.ndarray, learned: np.ndarray, max_length: int) -> np.ndarray | None:
     """Positions to keep: all image tokens, and as much text as there is room for.
 
-    The conversation is cut at its end. Where nothing to learn comes before that, the end of the first answer is cut to half
-    the room, and the rest goes to the first and the last part of the text before it, so that the question's beginning and
-    what the template writes before an answer are both still there.
+    The conversation is cut at its end. Where nothing to learn comes before that, the first answer is cut to half the
+    room, and the rest goes to the first and the last part of the text before it, so that the question's beginning
+    and what the template writes before an answer are both still there.
 
     Args:
         is_image: bool [T].

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from loongforge.model.execution import Runner
+from loongforge.parallel.routes import ImagePlan
 from loongforge.parallel.session import gather_lists
 
 
@@ -28,6 +29,7 @@ class _Inputs:
     labels: torch.Tensor
     images: torch.Tensor
     cu_seqlens: torch.Tensor | None = None
+    image_plan: ImagePlan | None = None
 
 
 def greedy(

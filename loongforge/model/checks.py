@@ -12,7 +12,7 @@ from loongforge.parallel.layout import Layout
 
 def check_model(config: Config, layout: Layout) -> None:
     """Raises one UserError that lists everything in the model that does not fit."""
-    found = model_problems(config.model, layout) + _batch_problems(config, layout)
+    found = model_problems(config.model, layout) + _batch_problems(config, layout) + _packing_problems(config, layout)
     if found:
         raise UserError("The model cannot be built:\n" + "\n".join(f"  - {line}" for line in found))
 
@@ -74,3 +74,33 @@ def window_size(layout: Layout, wanted: int | None, num_micro_batches: int, micr
         return num_micro_batches
     siblings = -(-layout.vision.dp // layout.dp)
     return max(1, min(num_micro_batches, -(-siblings // micro_batch_size)))
+
+
+def micro_batch_tokens(config: Config, layout: Layout) -> int:
+    """Tokens of a packed micro-batch at most; a whole number of what tensor and context parallelism divide."""
+    given = config.trainer.micro_batch_tokens
+    tokens = micro_batch_size(config, layout) * longest_sample(config) if given is None else given
+    return tokens // layout.sequence_multiple * layout.sequence_multiple
+
+
+def longest_sample(config: Config) -> int:
+    """Tokens of the longest sample that the recipe allows."""
+    llm = config.model.llm
+    assert isinstance(llm, LLMConfig)
+    return min(config.data.max_length or llm.max_seq_len, llm.max_seq_len)
+
+
+def _packing_problems(config: Config, layout: Layout) -> list[str]:
+    if not config.packing.enabled:
+        given = {
+            "balance.mode": config.balance.mode != "none",
+            "trainer.micro_batch_tokens": config.trainer.micro_batch_tokens,
+        }
+        return [f"{key} needs packing.enabled=true" for key, is_given in given.items() if is_given]
+    tokens, longest = micro_batch_tokens(config, layout), longest_sample(config)
+    if tokens >= longest:
+        return []
+    return [
+        f"trainer.micro_batch_tokens={config.trainer.micro_batch_tokens} is less than the longest sample of {longest} "
+        f"tokens (data.max_length, or the LLM's max_seq_len) rounded up to a multiple of {layout.sequence_multiple}"
+    ]

@@ -12,7 +12,7 @@ import torch
 
 from loongforge.parallel.grid import Grid
 from loongforge.parallel.layout import Layout
-from loongforge.parallel.routes import Transfer, image_shares, plan_transfers, sequence_slice
+from loongforge.parallel.routes import ImagePlan, Transfer, image_shares, plan_transfers, sequence_slice
 
 
 class Inputs(Protocol):
@@ -26,6 +26,8 @@ class Inputs(Protocol):
     """float32 `[N, 3, height, width]`, in the order in which they appear."""
     cu_seqlens: torch.Tensor | None
     """int32 `[D + 1]`: borders of the documents of a packed row (B is 1 then); None: every row is one document."""
+    image_plan: ImagePlan | None
+    """Which images `images` holds and who encodes them; None: all, in even shares."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class ReplicaImages:
     @cached_property
     def num_images(self) -> int:
         """Images of all its micro-batches."""
-        return sum(len(batch.images) for batch in self.micro_batches)
+        return sum(map(_num_images, self.micro_batches))
 
     @cached_property
     def _places(self) -> list[np.ndarray]:
@@ -48,8 +50,8 @@ class ReplicaImages:
         places, before = [], 0
         for batch in self.micro_batches:
             is_image = (batch.tokens == self.image_token).cpu().numpy()
-            if not is_image.any() and len(batch.images):
-                raise ValueError(f"{len(batch.images)} images, but no image token in their micro-batch")
+            if not is_image.any() and _num_images(batch):
+                raise ValueError(f"{_num_images(batch)} images, but no image token in their micro-batch")
             rows = before + np.cumsum(is_image.ravel()).reshape(is_image.shape) - 1
             places.append(np.where(is_image, rows, -1))
             before += int(is_image.sum())
@@ -75,16 +77,38 @@ class ReplicaImages:
             found.append(local[local >= 0])
         return found
 
-    def encoded(self, component: str) -> dict[int, range]:
-        """Images that each rank of an encoder component takes."""
+    def encoded(self, component: str) -> dict[int, np.ndarray]:
+        """Images that each rank of an encoder component takes, ascending; a rank without any may be missing."""
         grid = self.layout.grid(component)
         assert grid is not None
-        shares = image_shares(self.layout, component, self.replica, self.num_images)
-        return {rank: share for replica, share in shares.items() for rank in grid.select(dp=replica)}
+        planned = self._encoders if grid == self.layout.vision else None
+        if planned is None:
+            ranges = image_shares(self.layout, component, self.replica, self.num_images)
+            shares = {encoder: np.arange(share.start, share.stop) for encoder, share in ranges.items()}
+        else:
+            shares = {int(encoder): np.flatnonzero(planned == encoder) for encoder in np.unique(planned)}
+        return {rank: share for encoder, share in shares.items() for rank in grid.replicas[encoder]}
 
-    def _rows_of(self, images: range) -> np.ndarray:
+    @cached_property
+    def _encoders(self) -> np.ndarray | None:
+        """Planned encoder replica of each image; None: no plan."""
+        plans = [batch.image_plan for batch in self.micro_batches]
+        found = [plan.encoders for plan in plans if plan is not None and plan.encoders is not None]
+        return np.concatenate(found) if found else None
+
+    @cached_property
+    def held(self) -> np.ndarray:
+        """Images whose pixels this rank has read, in the order in which they are stored."""
+        parts, before = [], 0
+        for batch in self.micro_batches:
+            held = np.arange(len(batch.images)) if batch.image_plan is None else batch.image_plan.held
+            parts.append(before + held)
+            before += _num_images(batch)
+        return np.concatenate(parts)
+
+    def _rows_of(self, images: np.ndarray) -> np.ndarray:
         per_image = self.num_rows // self.num_images if self.num_images else 0
-        return np.arange(images.start * per_image, images.stop * per_image)
+        return (images[:, None] * per_image + np.arange(per_image)).ravel()
 
     @cached_property
     def to_llm(self) -> list[Transfer]:
@@ -113,10 +137,12 @@ class ReplicaImages:
 
     def between_encoders(self, *, back: bool) -> list[Transfer]:
         """Features of whole images, from the vision encoder's ranks to the projector's; or their gradients back."""
-        ends = [
-            {rank: np.asarray(share) for rank, share in self.encoded(name).items()} for name in ("vision", "projector")
-        ]
+        ends = [self.encoded(name) for name in ("vision", "projector")]
         return plan_transfers(*(reversed(ends) if back else ends))
+
+
+def _num_images(batch: Inputs) -> int:
+    return len(batch.images) if batch.image_plan is None else batch.image_plan.total
 
 
 def _slice_key(grid: Grid, rank: int, sequence_parallel: bool) -> tuple[int, ...]:
@@ -144,8 +170,10 @@ class Window:
         """Images that a rank of the vision encoder takes, `[n, 3, height, width]` by LLM replica; none: no entry."""
         found = {}
         for replica, images in self.images.items():
-            share = images.encoded("vision").get(rank, range(0))
-            if len(share):
-                everything = torch.cat([batch.images for batch in images.micro_batches if len(batch.images)])
-                found[replica] = everything[share.start : share.stop]
+            share = images.encoded("vision").get(rank)
+            if share is not None and len(share):
+                stored = torch.cat([batch.images for batch in images.micro_batches if len(batch.images)])
+                places = np.searchsorted(images.held, share)
+                assert np.array_equal(images.held[places], share), "an image that this rank is to encode was not read"
+                found[replica] = stored if len(places) == len(stored) else stored[torch.from_numpy(places)]
         return found

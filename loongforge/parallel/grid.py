@@ -53,6 +53,14 @@ class Grid:
         extents = [range(self.sizes[axis]) for axis in reversed(AXES)]
         return {rank: Coordinates(*reversed(at)) for rank, at in zip(self.ranks, product(*extents), strict=True)}
 
+    @cached_property
+    def replicas(self) -> tuple[tuple[int, ...], ...]:
+        """Ranks of each data-parallel replica."""
+        found: list[list[int]] = [[] for _ in range(self.dp)]
+        for rank, place in self._places.items():
+            found[place.dp].append(rank)
+        return tuple(map(tuple, found))
+
     def place(self, rank: int) -> Coordinates | None:
         """Coordinates of a rank; None where it does not hold the component."""
         if rank not in self._positions:

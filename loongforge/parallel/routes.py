@@ -27,6 +27,18 @@ class Transfer:
     """int64: places in what the target wants, in the same order."""
 
 
+@dataclass(frozen=True)
+class ImagePlan:
+    """Who encodes the images of a micro-batch, and which of them a rank has read."""
+
+    total: int
+    """Images of the micro-batch."""
+    held: np.ndarray
+    """int64: those that this rank has read, ascending."""
+    encoders: np.ndarray | None = None
+    """int64 `[total]`: encoder replica of each, any of them; None: even shares of those that serve the LLM replica."""
+
+
 def image_shares(layout: Layout, component: str, replica: int, num_images: int) -> dict[int, range]:
     """How the encoder replicas that serve an LLM replica divide its images: evenly, each a run of neighbours.
 

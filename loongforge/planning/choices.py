@@ -12,9 +12,9 @@ from loongforge.components.llm.base import LLMConfig
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.schema import Config, ModelConfig, ParallelConfig
+from loongforge.model.checks import longest_sample
 from loongforge.parallel.grid import Grid, divisors
 from loongforge.parallel.layout import COMPONENTS, Layout
-from loongforge.planning.workload import longest
 
 _FEW_TOKENS = 8
 """Context-parallel ranks are not offered where each would hold less of a sample than twice this."""
@@ -167,7 +167,7 @@ def nearest_choices(config: Config, world: int, *, number: int = 3) -> list[Choi
             found += _ratio(choice.vision.tp, vision.tp) + _ratio(len(grid.ranks), wanted_ranks)
         return found
 
-    found = sorted(legal_choices(config, world, tokens=longest(config)), key=distance)[:number]
+    found = sorted(legal_choices(config, world, tokens=longest_sample(config)), key=distance)[:number]
     if not found or distance(found[0]) == 0:
         return []
     return [

@@ -10,19 +10,13 @@ from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig, Config
+from loongforge.model.checks import longest_sample
 from loongforge.model.flops import forward_flops, image_tokens, training_factors
 from loongforge.parallel.layout import Layout
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 LABEL_SHARE = 0.5
 """Part of the text tokens that is taken to carry a label; decides the size of the logits."""
-
-
-def longest(config: Config) -> int:
-    """Tokens of the recipe's longest sample."""
-    llm = config.model.llm
-    assert isinstance(llm, LLMConfig)
-    return min(config.data.max_length or llm.max_seq_len, llm.max_seq_len)
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Workload:
             UserError: the images alone are longer than the sample.
         """
         images = (1.0 if config.model.vision is not None else 0.0) if images is None else images
-        tokens = longest(config) if tokens is None else tokens
+        tokens = longest_sample(config) if tokens is None else tokens
         found = cls(tokens, images)
         if images * image_tokens(config.model) > tokens:
             raise UserError(

@@ -26,12 +26,14 @@ class StepCounts:
     images: int
     bad: int
     """Samples that were replaced."""
+    same_data: bool
+    """Seen from this rank, all have arranged the global batch alike."""
     stop: bool
     """Some rank has received a signal to stop."""
     balance_llm: float
-    """Most tokens of a data-parallel rank over the mean."""
+    """Most tokens of an LLM replica over the mean."""
     balance_vision: float
-    """Most images of a data-parallel rank over the mean; 1 without images."""
+    """Most images of an encoder replica over the mean (of an LLM replica where rows are padded); 1 without images."""
 
 
 def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch.device) -> StepCounts:
@@ -44,28 +46,44 @@ def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch
         device: Of the collective.
     """
     dp, replica = groups.layout.dp, groups.reported
-    sums = torch.zeros(7 + 2 * dp, dtype=torch.int64)
+    sums, tokens, images = torch.zeros(8, dtype=torch.int64), torch.zeros(dp, dtype=torch.int64), _images(data, groups)
     if replica is not None:
         batches = data.micro_batches[replica]
-        tokens, images = sum(int(b.lengths.sum()) for b in batches), sum(len(b.images) for b in batches)
+        tokens[replica] = sum(int(b.lengths.sum()) for b in batches)
         labels = sum(int((b.labels != IGNORED).sum()) for b in batches)
         padded, samples = sum(b.tokens.numel() for b in batches), sum(len(b.ids) for b in batches)
-        sums[:6] = torch.tensor([labels, tokens, padded, samples, images, len(data.bad[replica])])
-        sums[7 + replica], sums[7 + dp + replica] = tokens, images
-    sums[6] = int(signalled)
-    totals = sum_over_world(sums.to(device)).tolist()
-    labels, tokens, padded, samples, images, bad, signalled = totals[:7]
+        everything = sum(b.num_images for b in batches)
+        bad = len(data.bad[replica])
+        sums[:6] = torch.tensor([labels, int(tokens[replica]), padded, samples, everything, bad])
+    sums[6:] = torch.tensor([int(signalled), data.fingerprint])
+    totals = sum_over_world(torch.cat([sums, tokens, images]).to(device)).tolist()
+    labels, all_tokens, padded, samples, everything, bad, signalled, fingerprints = totals[:8]
     return StepCounts(
-        labels,
-        tokens,
-        padded,
-        samples,
-        images,
-        bad,
-        signalled > 0,
-        _imbalance(totals[7 : 7 + dp]),
-        _imbalance(totals[7 + dp :]),
+        loss_tokens=labels,
+        tokens=all_tokens,
+        padded_tokens=padded,
+        samples=samples,
+        images=everything,
+        bad=bad,
+        same_data=fingerprints == data.fingerprint * groups.layout.world_size,
+        stop=signalled > 0,
+        balance_llm=_imbalance(totals[8 : 8 + dp]),
+        balance_vision=_imbalance(totals[8 + dp :]),
     )
+
+
+def _images(data: StepData, groups: Groups) -> torch.Tensor:
+    """Images of each encoder replica, where plans say so; else of each LLM replica. This rank's part of the sums."""
+    layout, batches = groups.layout, [batch for part in data.micro_batches.values() for batch in part]
+    if layout.vision is None or not batches or any(batch.image_plan is None for batch in batches):
+        found = torch.zeros(layout.dp, dtype=torch.int64)
+        if groups.reported is not None:
+            found[groups.reported] = sum(batch.num_images for batch in data.micro_batches[groups.reported])
+        return found
+    found, place = torch.zeros(layout.vision.dp, dtype=torch.int64), layout.vision.place(groups.rank)
+    if place is not None and place.tp == 0:
+        found[place.dp] = sum(len(batch.images) for batch in batches)
+    return found
 
 
 def _imbalance(loads: list[int]) -> float:

@@ -88,6 +88,11 @@ class Trainer:
         data = self.setup.loader.load(step)
         waited = time.perf_counter() - began
         counts = count_step(data, self.setup.groups, signalled=self.stop.requested > 0, device=self.setup.runner.device)
+        if not counts.same_data:
+            raise UserError(
+                f"step {step + 1}: the ranks have not divided the same samples alike; they do not see the same data. "
+                "Are data.train and its files the same on every machine?"
+            )
         if counts.bad:
             self._leave_out(self._gather_bad(data), counts, step)
         rate = learning_rate(self.config.optimizer, step, self.config.trainer.steps)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from loongforge.data.images import ImageProcessor
 from loongforge.data.sample import SampleError
@@ -91,9 +92,72 @@ def _header_only(width: int, height: int) -> bytes:
 def test_bad_images(content: bytes, message: str) -> None:
     with pytest.raises(SampleError, match=message):
         ImageProcessor(336, MEAN, STD).pixels(content)
+    if content[:4] != b"\x89PNG" or len(content) != 70:  # that one is broken behind its header
+        with pytest.raises(SampleError, match=message):
+            ImageProcessor(336, MEAN, STD).size(content)
 
 
 def test_stored_pixels_come_back_exactly() -> None:
     image = _random((32, 32), "L")
     pixels = ImageProcessor(32, MEAN, STD).pixels(_encoded(image))
     assert (pixels == np.asarray(image)[..., None]).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 5, 6, 8])
+def test_size_is_that_of_the_upright_image(kind: str, orientation: int | None) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation or 1
+    options = {"exif": exif} if orientation and kind not in ("GIF", "BMP", "PPM") else {}
+    content = _encoded(_random((40, 24)), kind, **options)
+    with Image.open(io.BytesIO(content)) as image:
+        assert ImageProcessor(32, MEAN, STD).size(content) == ImageOps.exif_transpose(image).size
+
+
+def test_size_where_a_png_is_turned_by_its_other_chunks() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>', zip=True)
+    content = _encoded(_random((40, 24)), pnginfo=text)
+    assert ImageProcessor(32, MEAN, STD).size(content) == (24, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    early = _encoded(_random((40, 24)), exif=exif)
+    start = early.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(early[start : start + 4], "big")
+    iend = early.index(b"IEND") - 4
+    late = early[:start] + early[end:iend] + early[start:end] + early[iend:]
+    with Image.open(io.BytesIO(late)) as image:
+        assert ImageOps.exif_transpose(image).size == (24, 40)
+    assert ImageProcessor(32, MEAN, STD).size(late) == (24, 40)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
+def test_what_size_refuses_pixels_refuses(kind: str) -> None:
+    exif, rng = Image.Exif(), np.random.default_rng(1)
+    exif[0x0112] = 6
+    whole = np.frombuffer(_encoded(_random((40, 24)), kind, exif=exif), np.uint8)
+    processor, refused = ImageProcessor(32, MEAN, STD), 0
+    for _ in range(300):
+        broken = whole.copy()
+        broken[rng.integers(0, min(len(whole), 200), 3)] = rng.integers(0, 256, 3)
+        reason = _refusal(processor.size, broken.tobytes())
+        if reason is not None:
+            refused += 1
+            assert _refusal(processor.pixels, broken.tobytes()) == reason
+    assert refused
+
+
+def _refusal(read: Callable[[bytes], object], content: bytes) -> str | None:
+    try:
+        read(content)
+    except SampleError as error:
+        return str(error)
+    return None
+
+
+def test_formats_that_run_programs_are_not_read() -> None:
+    content = _encoded(_random((8, 8)), "EPS")
+    for read in (ImageProcessor(32, MEAN, STD).size, ImageProcessor(32, MEAN, STD).pixels):
+        with pytest.raises(SampleError, match="its format is not known"):
+            read(content)  # type: ignore[operator]

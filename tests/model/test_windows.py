@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from loongforge.config.schema import ParallelConfig
 from loongforge.model.checks import window_size
 from loongforge.model.windows import ReplicaImages, Window
 from loongforge.parallel.layout import Layout
-from loongforge.parallel.routes import Transfer, context_positions
+from loongforge.parallel.routes import ImagePlan, Transfer, context_positions
 from tests.support.tiny import IMAGE_TOKEN, tiny_config
 
 ROWS_PER_IMAGE = 3
@@ -30,6 +30,7 @@ class _Inputs:
     images: torch.Tensor
     labels: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     cu_seqlens: torch.Tensor | None = None
+    image_plan: ImagePlan | None = None
 
 
 def _layout(world: int, llm: dict[str, Any], **parts: dict[str, Any]) -> Layout:
@@ -80,6 +81,28 @@ def windows(draw: st.DrawFn) -> list[_Inputs]:
     return batches
 
 
+def planned(batches: list[_Inputs], layout: Layout, seed: int) -> list[_Inputs]:
+    """The same with an encoder replica drawn for each image; seed 0: as they are, in even shares."""
+    if seed == 0 or layout.vision is None:
+        return batches
+    draw = np.random.default_rng(seed)
+    plans = [(len(b.images), draw.integers(0, layout.vision.dp, len(b.images))) for b in batches]
+    return [
+        replace(batch, image_plan=ImagePlan(total, np.arange(total), encoders))
+        for batch, (total, encoders) in zip(batches, plans, strict=True)
+    ]
+
+
+def read_by(rank: int, layout: Layout, batch: _Inputs) -> _Inputs:
+    """What a rank has read of a planned micro-batch: the pixels that it encodes."""
+    plan = batch.image_plan
+    place = layout.vision.place(rank) if layout.vision is not None else None
+    if plan is None or plan.encoders is None or place is None:
+        return batch
+    held = np.flatnonzero(plan.encoders == place.dp)
+    return replace(batch, images=batch.images[held], image_plan=replace(plan, held=held))
+
+
 def _row_ids(batches: list[_Inputs]) -> list[np.ndarray]:
     """Per micro-batch `[B, S]`: the number of the image row at a position, counted by hand; -1 elsewhere."""
     found, number = [], 0
@@ -118,10 +141,13 @@ def _carry(transfers: list[Transfer], held: dict[int, np.ndarray]) -> dict[int, 
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@given(batches=windows())
+@given(batches=windows(), seed=st.integers(0, 3))
 @settings(max_examples=30)
-def test_rows_reach_the_ranks_that_merge_them_and_their_gradients_return(name: str, batches: list[_Inputs]) -> None:
+def test_rows_reach_the_ranks_that_merge_them_and_their_gradients_return(
+    name: str, batches: list[_Inputs], seed: int
+) -> None:
     layout = LAYOUTS[name]
+    batches = planned(batches, layout, seed)
     ids = _row_ids(batches)
     total = sum(int((part >= 0).sum()) for part in ids)
     for replica in range(layout.dp):
@@ -129,7 +155,7 @@ def test_rows_reach_the_ranks_that_merge_them_and_their_gradients_return(name: s
         assert (images.num_rows, images.num_images) == (total, total // ROWS_PER_IMAGE)
         encoded = images.encoded("projector")
         made = {
-            rank: np.arange(share.start * ROWS_PER_IMAGE, share.stop * ROWS_PER_IMAGE, dtype=float)
+            rank: np.array([image * ROWS_PER_IMAGE + row for image in share for row in range(ROWS_PER_IMAGE)], float)
             for rank, share in encoded.items()
         }
         arrived = _carry(images.to_llm, made)
@@ -167,15 +193,18 @@ def test_features_of_whole_images_reach_the_projector_and_return(name: str, batc
 @given(data=st.data())
 @settings(max_examples=15)
 def test_the_images_of_a_window_are_all_encoded(name: str, data: st.DataObject) -> None:
-    """By each tensor-parallel group as a whole, of every LLM replica that it serves."""
-    layout = LAYOUTS[name]
+    """By each tensor-parallel group as a whole, of every LLM replica that it serves, or by plan."""
+    layout, seed = LAYOUTS[name], data.draw(st.integers(0, 3))
     assert layout.vision is not None
-    batches = {replica: data.draw(windows()) for replica in range(layout.dp)}
+    batches = {
+        replica: planned(data.draw(windows()), layout, seed + replica * (seed > 0)) for replica in range(layout.dp)
+    }
     seen: dict[int, list[float]] = {replica: [] for replica in batches}
     for encoder in range(layout.vision.dp):
         pixels = []
         for rank in layout.vision.select(dp=encoder):
-            mine = {replica: batches[replica] for replica in layout.replicas(rank)}
+            wanted = range(layout.dp) if seed else layout.replicas(rank)
+            mine = {replica: [read_by(rank, layout, batch) for batch in batches[replica]] for replica in wanted}
             parts = Window(layout, mine, IMAGE_TOKEN).pixels(rank)
             assert all(len(part) for part in parts.values())
             pixels.append({replica: part[:, 0, 0, 0].tolist() for replica, part in parts.items()})
@@ -183,7 +212,7 @@ def test_the_images_of_a_window_are_all_encoded(name: str, data: st.DataObject) 
         for replica, numbers in pixels[0].items():
             seen[replica] += numbers
     for replica, numbers in seen.items():
-        assert numbers == list(range(sum(len(batch.images) for batch in batches[replica])))
+        assert sorted(numbers) == list(range(sum(len(batch.images) for batch in batches[replica])))
 
 
 def test_images_without_a_place_are_a_mistake() -> None:
