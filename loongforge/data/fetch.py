@@ -84,7 +84,7 @@ class SampleFetcher:
         location = self.sources[source].locate(index)
         name = location.key
         try:
-            raw = self.sources[source].load(index)
+            raw = self.sources[source].load(index, self.processor.max_sample_bytes)
             name = raw.id
             return process(raw)
         except SampleError as error:

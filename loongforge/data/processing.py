@@ -11,7 +11,7 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.chat import GENERATION_HELP, Message, check_roles, count_placeholders, fit_template, marks_answers
 from loongforge.data.images import ImageProcessor
-from loongforge.data.sample import RawSample, SampleError, SampleMeta
+from loongforge.data.sample import MAX_SAMPLE_BYTES, RawSample, SampleError, SampleMeta
 from loongforge.data.truncation import kept_tokens
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class SampleProcessor:
         num_image_tokens: int = 0,
         image_processor: ImageProcessor | None = None,
         too_long: Literal["drop", "fail", "truncate_text"] = "fail",
+        max_sample_bytes: int = MAX_SAMPLE_BYTES,
     ):
         """Args:
 
@@ -63,6 +64,7 @@ class SampleProcessor:
         num_image_tokens: tokens of one image.
         image_processor: None for a model without vision.
         too_long: `data.too_long`.
+        max_sample_bytes: `data.max_sample_bytes`.
 
         Raises:
             UserError: the image token is not a token.
@@ -73,6 +75,7 @@ class SampleProcessor:
         self.num_image_tokens = num_image_tokens
         self.image_processor = image_processor
         self.too_long = too_long
+        self.max_sample_bytes = max_sample_bytes
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.image_token_id = _image_token_id(tokenizer, image_token) if image_processor is not None else -1
@@ -140,7 +143,16 @@ class SampleProcessor:
 
     def _contents(self, sample: RawSample) -> Iterator[bytes]:
         """The encoded images, one at a time."""
-        return (read() for read in sample.images)
+        total = 0
+        for read in sample.images:
+            content = read()
+            total += len(content)
+            if total > self.max_sample_bytes:
+                raise SampleError(
+                    f"its images have more than data.max_sample_bytes={self.max_sample_bytes} together",
+                    problem="too_many_bytes",
+                )
+            yield content
 
     def _encode(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray, int]:
         """(ids, learned, tokens cut) of a sample, checked."""
@@ -298,4 +310,5 @@ def build_processor(
         num_image_tokens=num_image_tokens or 0,
         image_processor=images,
         too_long=data.too_long,
+        max_sample_bytes=data.max_sample_bytes,
     )
