@@ -55,6 +55,8 @@ class BadSample:
     step: int
     replaced_by: str
     """Key and shard of the sample that was tried instead."""
+    dropped: bool = False
+    """Left out because the recipe says so of samples like this (`data.too_long: drop`): no fault of the data."""
 
 
 @dataclass

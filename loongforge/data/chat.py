@@ -9,6 +9,8 @@ from loongforge.data.sample import SampleError
 
 Message = dict[str, Any]
 
+ROLES = ("system", "user", "assistant")
+
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _READS_PARTS = re.compile(r"""\[['"]type['"]\]|\.type\b|['"]type['"]\s*,""")
 _READS_STRINGS = re.compile(r"is (not )?(string|iterable|sequence|mapping)")
@@ -40,11 +42,13 @@ def check_roles(messages: list[Message], *, ends_with: str) -> None:
         if message.get("role") != expected:
             raise SampleError(
                 f"message {first + i} has role '{message.get('role')}' where '{expected}' is expected; allowed: "
-                "an optional 'system' first, then 'user' and 'assistant' in turn"
+                "an optional 'system' first, then 'user' and 'assistant' in turn",
+                problem="role_order" if message.get("role") in ROLES else "unknown_role",
             )
     if not turns or turns[-1]["role"] != ends_with:
         raise SampleError(
-            f"the last message must be of role '{ends_with}'; the roles are {[m.get('role') for m in messages]}"
+            f"the last message must be of role '{ends_with}'; the roles are {[m.get('role') for m in messages]}",
+            problem="no_answer",
         )
 
 
@@ -58,7 +62,8 @@ def count_placeholders(messages: list[Message], image_token: str) -> int:
     for i, (message, count) in enumerate(zip(messages, counts, strict=True)):
         if count and message.get("role") == "assistant":
             raise SampleError(
-                f"the answer in message {i} holds '{image_token}'; images are shown to the model, not written"
+                f"the answer in message {i} holds '{image_token}'; images are shown to the model, not written",
+                problem="image_token_in_text",
             )
     return sum(counts)
 
@@ -67,18 +72,23 @@ def _placeholders(number: int, content: Any, image_token: str) -> int:
     if isinstance(content, str):
         return content.count(image_token)
     if not isinstance(content, list):
-        raise SampleError(f"content of message {number} must be a string or a list of parts, not {content!r:.80}")
+        raise SampleError(
+            f"content of message {number} must be a string or a list of parts, not {content!r:.80}",
+            problem="wrong_type",
+        )
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "image") or (kind == "text" and not isinstance(part.get("text"), str)):
             raise SampleError(
                 f"message {number} has part {part!r:.80}; "
-                "allowed: {'type': 'text', 'text': ...} and {'type': 'image'}"
+                "allowed: {'type': 'text', 'text': ...} and {'type': 'image'}",
+                problem="wrong_type",
             )
         if kind == "text" and image_token in part["text"]:
             raise SampleError(
                 f"a text part of message {number} holds the characters '{image_token}', which the tokenizer "
-                "cannot tell from an image; reword it, or use parts of type 'image' for images"
+                "cannot tell from an image; reword it, or use parts of type 'image' for images",
+                problem="image_token_in_text",
             )
     return sum(part["type"] == "image" for part in content)
 

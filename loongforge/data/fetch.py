@@ -21,8 +21,10 @@ CACHE_BYTES = 128 << 20
 class BadSampleError(SampleError):
     """A `SampleError` that knows its sample."""
 
-    def __init__(self, location: Location, sample_id: str, reason: str):
-        super().__init__(reason)
+    def __init__(
+        self, location: Location, sample_id: str, reason: str, *, problem: str = "invalid_sample", drop: bool = False
+    ):
+        super().__init__(reason, problem=problem, drop=drop)
         self.location = location
         self.sample_id = sample_id
         self.reason = reason
@@ -38,7 +40,9 @@ class BadSampleError(SampleError):
     def as_record(self, step: int, replaced_by: str) -> BadSample:
         """The entry for quarantine.jsonl."""
         place = self.location
-        return BadSample(place.source, place.shard, place.key, self.sample_id, self.reason, step, replaced_by)
+        return BadSample(
+            place.source, place.shard, place.key, self.sample_id, self.reason, step, replaced_by, dropped=self.drop
+        )
 
 
 class SampleFetcher:
@@ -60,7 +64,7 @@ class SampleFetcher:
         known = self._cache.get((source, index, only))
         if known is not None:
             return known
-        sample = self._with(source, index, partial(self.processor, only=only))
+        sample = self.apply(source, index, partial(self.processor, only=only))
         size = sample.nbytes
         if size <= self._room:  # no eviction: in a shuffled epoch every sample is as likely as any other to come next
             self._room -= size
@@ -73,14 +77,15 @@ class SampleFetcher:
         Raises:
             BadSampleError, UserError: as `fetch`, but what only decoding an image shows, unless `decode`.
         """
-        return self._with(source, index, partial(self.processor.measure, decode=decode))
+        return self.apply(source, index, partial(self.processor.measure, decode=decode))
 
-    def _with(self, source: int, index: int, process: Callable[[RawSample], Result]) -> Result:
+    def apply(self, source: int, index: int, process: Callable[[RawSample], Result]) -> Result:
+        """What `process` makes of a sample as its source has it; a SampleError gets to know its sample."""
         location = self.sources[source].locate(index)
         name = location.key
         try:
-            raw = self.sources[source].load(index)
+            raw = self.sources[source].load(index, self.processor.max_sample_bytes)
             name = raw.id
             return process(raw)
         except SampleError as error:
-            raise BadSampleError(location, name, str(error)) from error
+            raise BadSampleError(location, name, str(error), problem=error.problem, drop=error.drop) from error

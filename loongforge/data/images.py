@@ -88,9 +88,11 @@ class ImageProcessor:
         except SampleError:
             raise
         except UnidentifiedImageError as error:  # its own words name an address in memory
-            raise SampleError(f"an image cannot be decoded ({len(content)} bytes): its format is not known") from error
+            raise _undecodable(content, "its format is not known") from error
+        except Image.DecompressionBombError as error:  # before `_check_pixels` could see it
+            raise _undecodable(content, str(error), "image_too_large") from error
         except Exception as error:  # Pillow's decoders raise whatever they meet in broken files
-            raise SampleError(f"an image cannot be decoded ({len(content)} bytes): {error}") from error
+            raise _undecodable(content, str(error)) from error
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
         """The size that an image is scaled to, before its centre is cut out."""
@@ -134,6 +136,13 @@ def _formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
+def _undecodable(content: bytes, why: str, problem: str = "undecodable_image") -> SampleError:
+    return SampleError(f"an image cannot be decoded ({len(content)} bytes): {why}", problem=problem)
+
+
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise SampleError(f"an image of {width} x {height} pixels is larger than the limit of {MAX_PIXELS} pixels")
+        raise SampleError(
+            f"an image of {width} x {height} pixels is larger than the limit of {MAX_PIXELS} pixels",
+            problem="image_too_large",
+        )

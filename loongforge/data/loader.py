@@ -156,7 +156,7 @@ class TrainLoader:
             try:
                 return get(source, index)
             except BadSampleError as error:
-                if not self._skip:
+                if not (self._skip or error.drop):
                     raise error.as_user_error() from error
                 source, index = self.order.replacement(position, attempt)
                 bad.append(error.as_record(step, replaced_by=str(self.sources[source].locate(index))))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from loongforge.config.errors import UserError
 from loongforge.data.chat import GENERATION_HELP, Message, check_roles, count_placeholders, fit_template, marks_answers
 from loongforge.data.images import ImageProcessor
-from loongforge.data.sample import RawSample, SampleError, SampleMeta
+from loongforge.data.sample import MAX_SAMPLE_BYTES, RawSample, SampleError, SampleMeta
+from loongforge.data.truncation import kept_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,8 @@ class ProcessedSample:
     """bool [T]; whether a token is a target."""
     pixels: list[np.ndarray] = field(default_factory=list)
     """uint8 [H, W, 3] each: resized, not yet normalised."""
+    num_cut: int = 0
+    """Text tokens left out because the sample was too long (`data.too_long: truncate_text`)."""
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +53,8 @@ class SampleProcessor:
         image_token: str = "<image>",
         num_image_tokens: int = 0,
         image_processor: ImageProcessor | None = None,
+        too_long: Literal["drop", "fail", "truncate_text"] = "fail",
+        max_sample_bytes: int = MAX_SAMPLE_BYTES,
     ):
         """Args:
 
@@ -58,6 +63,8 @@ class SampleProcessor:
         image_token: placeholder of an image in messages, and its token.
         num_image_tokens: tokens of one image.
         image_processor: None for a model without vision.
+        too_long: `data.too_long`.
+        max_sample_bytes: `data.max_sample_bytes`.
 
         Raises:
             UserError: the image token is not a token.
@@ -67,6 +74,8 @@ class SampleProcessor:
         self.image_token = image_token
         self.num_image_tokens = num_image_tokens
         self.image_processor = image_processor
+        self.too_long = too_long
+        self.max_sample_bytes = max_sample_bytes
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.image_token_id = _image_token_id(tokenizer, image_token) if image_processor is not None else -1
@@ -88,10 +97,10 @@ class SampleProcessor:
             SampleError: this sample cannot be learned from.
             UserError: no sample can, because the chat template does not fit.
         """
-        ids, learned = self._encode(sample)
+        ids, learned, num_cut = self._encode(sample)
         images = self.image_processor
         pixels = [images.pixels(content) for content in self._contents(sample, only)] if images is not None else []
-        return ProcessedSample(sample.id, ids, learned, pixels)
+        return ProcessedSample(sample.id, ids, learned, pixels, num_cut)
 
     def measure(self, sample: RawSample, *, decode: bool = False) -> SampleMeta:
         """What processing a sample would give, from its text and the headers of its images.
@@ -103,7 +112,7 @@ class SampleProcessor:
         Raises:
             SampleError, UserError: as `__call__`.
         """
-        ids, learned = self._encode(sample)
+        ids, learned, _ = self._encode(sample)
         sizes = []
         for content in self._contents(sample):
             assert self.image_processor is not None
@@ -138,18 +147,45 @@ class SampleProcessor:
 
     def _contents(self, sample: RawSample, only: Collection[int] | None = None) -> Iterator[bytes]:
         """The encoded images, one at a time."""
-        return (read() for number, read in enumerate(sample.images) if only is None or number in only)
+        total = 0
+        for number, read in enumerate(sample.images):
+            if only is not None and number not in only:
+                continue
+            content = read()
+            total += len(content)
+            if total > self.max_sample_bytes:
+                raise SampleError(
+                    f"its images have more than data.max_sample_bytes={self.max_sample_bytes} together",
+                    problem="too_many_bytes",
+                )
+            yield content
 
-    def _encode(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, learned) of a sample, checked."""
+    def _encode(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray, int]:
+        """(ids, learned, tokens cut) of a sample, checked."""
         if sample.text is not None:
             ids, learned = self._encode_text(sample.text)
         else:
             ids, learned = self._encode_chat(sample)
-        self._check_length(len(ids), len(sample.images))
+        ids, learned, num_cut = self._fit(ids, learned, len(sample.images))
         if not learned[1:].any():
-            raise SampleError("it has no label tokens: no answer to learn is left after the chat template")
-        return ids, learned
+            raise SampleError(
+                "it has no label tokens: no answer to learn is left after the chat template", problem="no_label_tokens"
+            )
+        return ids, learned, num_cut
+
+    def _fit(self, ids: np.ndarray, learned: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """What `data.too_long` makes of a sample: (ids, learned, tokens cut)."""
+        if len(ids) <= self.max_length or self.too_long != "truncate_text":
+            self._check_length(len(ids), num_images)
+            return ids, learned, 0
+        kept = kept_tokens(ids == self.image_token_id, learned, self.max_length)
+        if kept is None:
+            raise SampleError(
+                f"its text cannot be cut to {self.max_length} tokens: {num_images} images take "
+                f"{num_images * self.num_image_tokens} of them, and no answer would be left",
+                problem="too_long",
+            )
+        return ids[kept], learned[kept], len(ids) - len(kept)
 
     def _encode_text(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Raw text between begin and end token; every token is learned (the first has nothing to follow from)."""
@@ -157,7 +193,10 @@ class SampleProcessor:
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         array = np.array([*bos, *ids, self.eos_id], np.int32)
         if self.image_token_id in ids:
-            raise SampleError(f"its text holds the characters '{self.image_token}', which stand for an image")
+            raise SampleError(
+                f"its text holds the characters '{self.image_token}', which stand for an image",
+                problem="image_token_in_text",
+            )
         return array, np.ones(len(array), bool) if text else np.zeros(len(array), bool)
 
     def _encode_chat(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +222,7 @@ class SampleProcessor:
         try:
             return self.tokenizer.apply_chat_template(fitted, tokenize=True, return_dict=True, **options)
         except TemplateError as error:
-            raise SampleError(f"the chat template refuses it: {error}") from error
+            raise SampleError(f"the chat template refuses it: {error}", problem="template_refuses") from error
 
     def _expand(self, ids: np.ndarray, learned: np.ndarray | None, num_images: int) -> tuple[np.ndarray, np.ndarray]:
         """Makes every image token `num_image_tokens` of them; images are never targets."""
@@ -202,15 +241,24 @@ class SampleProcessor:
     def _check_images(self, messages: list[Message], num_images: int) -> None:
         placeholders = count_placeholders(messages, self.image_token)
         if placeholders != num_images:
-            raise SampleError(f"it has {placeholders} placeholders '{self.image_token}' but {num_images} images")
+            raise SampleError(
+                f"it has {placeholders} placeholders '{self.image_token}' but {num_images} images",
+                problem="image_count",
+            )
         if num_images and self.image_processor is None:
-            raise SampleError(f"it has {num_images} images, but the model has no vision encoder (model.vision)")
+            raise SampleError(
+                f"it has {num_images} images, but the model has no vision encoder (model.vision)",
+                problem="no_vision_encoder",
+            )
 
     def _check_length(self, length: int, num_images: int) -> None:
         if length > self.max_length:
             raise SampleError(
                 f"it is {length} tokens long ({num_images * self.num_image_tokens} of them for {num_images} images), "
-                f"longer than {self.max_length} (data.max_length, or the LLM's max_seq_len); samples are never cut"
+                f"longer than {self.max_length} (data.max_length, or the LLM's max_seq_len); data.too_long says "
+                "what becomes of such samples",
+                problem="too_long",
+                drop=self.too_long == "drop",
             )
 
 
@@ -267,4 +315,6 @@ def build_processor(
         image_token=data.image_token,
         num_image_tokens=num_image_tokens or 0,
         image_processor=images,
+        too_long=data.too_long,
+        max_sample_bytes=data.max_sample_bytes,
     )

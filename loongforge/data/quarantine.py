@@ -7,9 +7,34 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from loongforge.config.errors import UserError
 from loongforge.data.batch import BadSample
+
+MIN_SEEN = 1000
+"""Samples after which `data.max_bad_ratio` is looked at."""
+
+
+def check_ratio(left_out: int, used: int, max_ratio: float, last: BadSample) -> None:
+    """Stops a run that leaves out too much.
+
+    Args:
+        left_out: samples so far that were left out, each as often as it was met.
+        used: samples so far that were trained on.
+        max_ratio: `data.max_bad_ratio`.
+        last: one of this step's, for the message.
+
+    Raises:
+        UserError: more than that part of all samples so far was left out, and there were at least `MIN_SEEN`.
+    """
+    seen = left_out + used
+    if seen >= MIN_SEEN and left_out > max_ratio * seen:
+        raise UserError(
+            f"{left_out} of the first {seen} samples ({left_out / seen:.1%}) were left out, more than "
+            f"data.max_bad_ratio={max_ratio:g} (listed in quarantine.jsonl); the last: {last.key} of {last.shard}: "
+            f"{last.reason}. Mend the data (`loongforge data check` lists what is wrong), or raise data.max_bad_ratio"
+        )
 
 
 class QuarantineLedger:
@@ -24,12 +49,13 @@ class QuarantineLedger:
         self.path = Path(path)
         self.max_bad = max_bad
         self._known: set[tuple[str, str]] = set()
+        self._num_bad = 0
         self._torn = False
         if self.path.exists():
             self._read()
 
     def __len__(self) -> int:
-        """Distinct bad samples so far."""
+        """Distinct samples left out so far."""
         return len(self._known)
 
     def record(self, bad: Iterable[BadSample]) -> list[BadSample]:
@@ -39,17 +65,22 @@ class QuarantineLedger:
             bad: of one step, over all data-parallel ranks.
 
         Raises:
-            UserError: more than `max_bad` distinct samples are bad; those at hand are written first.
+            UserError: more than `max_bad` distinct samples are bad (dropped ones do not count); those at hand are
+                written first.
         """
-        new = []
-        for sample in bad:
-            if (sample.shard, sample.key) not in self._known:
-                self._known.add((sample.shard, sample.key))
-                new.append(sample)
+        new = [sample for sample in bad if self._add(sample.shard, sample.key, sample.dropped)]
         if new:
-            self._append("".join(json.dumps(asdict(sample)) + "\n" for sample in new))
+            self._append("".join(json.dumps(_entry(sample)) + "\n" for sample in new))
             self._check(new[-1])
         return new
+
+    def _add(self, shard: str, key: str, dropped: bool) -> bool:
+        """Whether the sample is new."""
+        if (shard, key) in self._known:
+            return False
+        self._known.add((shard, key))
+        self._num_bad += not dropped
+        return True
 
     def _append(self, text: str) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
@@ -57,10 +88,10 @@ class QuarantineLedger:
         self._torn = False
 
     def _check(self, last: BadSample) -> None:
-        if len(self) > self.max_bad:
+        if self._num_bad > self.max_bad:
             raise UserError(
-                f"{len(self)} bad samples, more than data.max_bad={self.max_bad} (listed in {self.path}); the last: "
-                f"{last.key} of {last.shard}: {last.reason}. Mend the data, or raise data.max_bad"
+                f"{self._num_bad} bad samples, more than data.max_bad={self.max_bad} (listed in {self.path}); "
+                f"the last: {last.key} of {last.shard}: {last.reason}. Mend the data, or raise data.max_bad"
             )
 
     def _read(self) -> None:
@@ -70,6 +101,11 @@ class QuarantineLedger:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                self._known.add((entry["shard"], entry["key"]))
+                self._add(entry["shard"], entry["key"], entry.get("dropped", False))
             except (ValueError, KeyError, TypeError):
                 continue
+
+
+def _entry(sample: BadSample) -> dict[str, Any]:
+    """`dropped` is written only where it is true."""
+    return {key: value for key, value in asdict(sample).items() if key != "dropped" or value}

@@ -56,4 +56,5 @@ def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any
         "balance/llm": counts.balance_llm,
         "balance/vision": counts.balance_vision,
         "skipped": setup.progress.skipped,
+        "left_out": setup.progress.left_out,
     }

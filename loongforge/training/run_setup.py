@@ -42,6 +42,8 @@ class Progress:
     step: int = 0
     skipped: int = 0
     """Steps whose update was left out."""
+    left_out: int = 0
+    """Samples left out, each as often as it was met."""
 
     def advance(self, step: int, *, skipped: bool) -> None:
         """After a step."""

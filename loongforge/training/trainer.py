@@ -13,6 +13,7 @@ import torch
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
 from loongforge.data.batch import BadSample, StepData
+from loongforge.data.quarantine import check_ratio
 from loongforge.kernels.backend import Backend
 from loongforge.parallel.session import World, gather_lists, sum_over_world
 from loongforge.training.counts import StepCounts, count_step
@@ -93,7 +94,7 @@ class Trainer:
                 "Are data.train and its files the same on every machine?"
             )
         if counts.bad:
-            self.reporter.quarantine(self._gather_bad(data))
+            self._leave_out(self._gather_bad(data), counts, step)
         rate = learning_rate(self.config.optimizer, step, self.config.trainer.steps)
         loss, outcome = self._learn(data, counts, rate)
         self._count_skipped(outcome, step)
@@ -126,6 +127,13 @@ class Trainer:
                 f"trainer.max_skipped={self.config.trainer.max_skipped}; the weights are those before step "
                 f"{step + 2 - self.skipped_in_a_row}. A lower optimizer.lr often helps"
             )
+
+    def _leave_out(self, bad: list[BadSample], counts: StepCounts, step: int) -> None:
+        """Notes the samples that were replaced; all ranks count alike, and stop alike."""
+        self.reporter.quarantine(bad)
+        self.setup.progress.left_out += counts.bad
+        used = (step + 1) * self.config.trainer.global_batch_size
+        check_ratio(self.setup.progress.left_out, used, self.config.data.max_bad_ratio, bad[-1])
 
     def _gather_bad(self, data: StepData) -> list[BadSample]:
         """Bad samples of all data-parallel replicas, on every rank. Collective over the world."""

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-_COLUMNS = ("step", "loss", "lr", "grad norm", "tokens/s", "ms/step", "wait", "GiB", "eta")
+_COLUMNS = ("step", "loss", "lr", "grad norm", "tokens/s", "ms/step", "wait", "GiB", "left out", "eta")
 _MOST_PIECES = 160  # of a sample that is shown
 _FIRST = 3  # steps that are always shown
 
@@ -132,6 +132,7 @@ class Console:
             f"{seconds * 1e3:.0f}",
             f"{record['data_wait_s'] / seconds:.0%}",
             f"{record['memory_gib']:.2f}",
+            str(record["left_out"]),
             _clock(left) if math.isfinite(left) else "-",
         )
         self.out.print(Text(_aligned(cells)))
@@ -172,5 +173,5 @@ class Console:
 
 
 def _aligned(cells: tuple[str, ...]) -> str:
-    widths = (11, 8, 9, 9, 9, 8, 5, 6, 8)
+    widths = (11, 8, 9, 9, 9, 8, 5, 6, 8, 8)
     return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
