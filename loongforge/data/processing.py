@@ -35,6 +35,8 @@ class ProcessedSample:
     """uint8 [H, W, 3] each: resized, not yet normalised."""
     num_cut: int = 0
     """Text tokens left out because the sample was too long (`data.too_long: truncate_text`)."""
+    num_images: int = 0
+    """Images of the sample, decoded or not."""
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +102,7 @@ class SampleProcessor:
         ids, learned, num_cut = self._encode(sample)
         images = self.image_processor
         pixels = [images.pixels(content) for content in self._contents(sample, only)] if images is not None else []
-        return ProcessedSample(sample.id, ids, learned, pixels, num_cut)
+        return ProcessedSample(sample.id, ids, learned, pixels, num_cut, len(sample.images))
 
     def measure(self, sample: RawSample, *, decode: bool = False) -> SampleMeta:
         """What processing a sample would give, from its text and the headers of its images.
