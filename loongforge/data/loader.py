@@ -58,7 +58,7 @@ class TrainLoader:
         Raises:
             UserError: sizes that do not divide, or data that cannot be opened.
         """
-        if global_batch_size % (micro_batch_size * dp_size):
+        if packing is None and global_batch_size % (micro_batch_size * dp_size):
             raise UserError(
                 f"trainer.global_batch_size={global_batch_size} must be a multiple of trainer.micro_batch_size="
                 f"{micro_batch_size} x {dp_size} data-parallel ranks = {micro_batch_size * dp_size}"

@@ -132,14 +132,14 @@ class PackedSteps:
         held, samples, before = set(plan.held.tolist()), [], 0
         for slot in slots:
             count = len(slot.meta.image_sizes)
-            wanted = [i for i in range(count) if before + i in held]
-            samples.append(self._fetch(slot, wanted))
+            wanted = tuple(i for i in range(count) if before + i in held)
+            samples.append(self._fetch(slot, None if len(wanted) == count else wanted))
             before += count
         return packed_row(samples, self.fetcher, plan, length)
 
-    def _fetch(self, slot: Slot, images: Sequence[int]) -> ProcessedSample:
+    def _fetch(self, slot: Slot, only: tuple[int, ...] | None) -> ProcessedSample:
         try:
-            return self.fetcher.fetch(slot.source, slot.index, images=images)
+            return self.fetcher.fetch(slot.source, slot.index, only)
         except BadSampleError as error:
             raise error.as_user_error() from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,8 +86,12 @@ class SampleProcessor:
             return np.zeros((0, 3, 0, 0), np.float32)
         return self.image_processor.normalise(pixels)
 
-    def __call__(self, sample: RawSample) -> ProcessedSample:
+    def __call__(self, sample: RawSample, *, only: Collection[int] | None = None) -> ProcessedSample:
         """Processes one sample.
+
+        Args:
+            sample: As read.
+            only: Images to decode, by number; None: all.
 
         Raises:
             SampleError: this sample cannot be learned from.
@@ -95,7 +99,7 @@ class SampleProcessor:
         """
         ids, learned, num_cut = self._encode(sample)
         images = self.image_processor
-        pixels = [images.pixels(content) for content in self._contents(sample)] if images is not None else []
+        pixels = [images.pixels(content) for content in self._contents(sample, only)] if images is not None else []
         return ProcessedSample(sample.id, ids, learned, pixels, num_cut)
 
     def measure(self, sample: RawSample, *, decode: bool = False) -> SampleMeta:
@@ -141,10 +145,10 @@ class SampleProcessor:
         assert isinstance(text, str)
         return text
 
-    def _contents(self, sample: RawSample) -> Iterator[bytes]:
+    def _contents(self, sample: RawSample, only: Collection[int] | None = None) -> Iterator[bytes]:
         """The encoded images, one at a time."""
         total = 0
-        for read in sample.images:
+        for read in (read for number, read in enumerate(sample.images) if only is None or number in only):
             content = read()
             total += len(content)
             if total > self.max_sample_bytes:

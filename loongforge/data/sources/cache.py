@@ -58,7 +58,7 @@ def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **{**arrays, "header": encoded})
+            np.savez(file, header=encoded, **arrays)  # type: ignore[arg-type]
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
