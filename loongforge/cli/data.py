@@ -1,10 +1,16 @@
-"""`loongforge data`: builds the embedded data sets."""
+"""`loongforge data`: embedded data sets, and what is done to data before a run."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 from loongforge.cli.parser import Parser, pick
+
+_VERBS = {
+    "build": "write an embedded data set",
+    "index": "write where every sample lies and what it holds",
+}
 
 _EXAMPLES = """
   loongforge data build digits_vqa
@@ -13,8 +19,11 @@ _EXAMPLES = """
 
 def run(argv: Sequence[str]) -> int:
     """Runs a sub-verb; returns the exit code."""
-    _, rest = pick("data", argv, {"build": "write an embedded data set"})
-    return _build(rest)
+    verb, rest = pick("data", argv, _VERBS)
+    if verb == "build":
+        return _build(rest)
+    code: int = importlib.import_module(f"loongforge.cli.data_{verb}").run(rest)
+    return code
 
 
 def _build(argv: Sequence[str]) -> int:
