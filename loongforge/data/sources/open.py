@@ -56,6 +56,11 @@ def open_source(pattern: str, key: str, image_dir: str | None = None) -> Source:
     return RecordSource(pattern, files, Path(image_dir) if image_dir is not None else None)
 
 
+def list_files(pattern: str, key: str) -> list[str]:
+    """The files that a path, folder or pattern names; UserError where one is not there."""
+    return [str(file) for file in _files(pattern, key)]
+
+
 def _kind(file: Path, key: str) -> str:
     if file.suffix == ".tar":
         return "shards"

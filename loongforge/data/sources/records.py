@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from loongforge.config.errors import UserError
-from loongforge.data.sample import TEXT_WITH_IMAGES, Location, RawSample, SampleError, messages_of, text_of
+from loongforge.data.sample import TEXT_WITH_IMAGES, Location, RawSample, SampleError, id_of, messages_of, text_of
 from loongforge.data.sources.base import FileReader
 from loongforge.data.sources.shards import parse_record
 
@@ -41,15 +41,15 @@ class RecordSource:
         file = self._files[number]
         _, start, end = self._spans[number][1][entry].tolist()
         record = parse_record(self._reader.read(file, start, end - start))
-        name = str(record.get("id", f"{file.name}:{self._key(number, entry)}"))
+        name, own = id_of(record, f"{file.name}:{self._key(number, entry)}")
         text = text_of(record)
         if text is not None:
             if _image_paths(record):
                 raise SampleError(TEXT_WITH_IMAGES, problem="text_with_images")
-            return RawSample(id=name, text=text)
+            return RawSample(id=name, text=text, has_own_id=own)
         folder = self._image_dir if self._image_dir is not None else file.parent
         images = [partial(_read_image, _inside(folder, path)) for path in _image_paths(record)]
-        return RawSample(id=name, messages=messages_of(record), images=images)
+        return RawSample(id=name, messages=messages_of(record), images=images, has_own_id=own)
 
     def locate(self, index: int) -> Location:
         """Says where a sample lies, without reading it."""

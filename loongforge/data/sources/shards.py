@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from loongforge.data.sample import TEXT_WITH_IMAGES, Location, RawSample, SampleError, messages_of, text_of
+from loongforge.data.sample import TEXT_WITH_IMAGES, Location, RawSample, SampleError, id_of, messages_of, text_of
 from loongforge.data.sources.base import FileReader
 from loongforge.data.sources.tar_index import load_index
 
@@ -42,14 +42,14 @@ class ShardSource:
             )
         if "json" not in read:
             if "txt" in read:
-                return _raw_text(key, _decode(read["txt"]()), read)
+                return _raw_text(key, _decode(read["txt"]()), read, has_own_id=False)
             raise SampleError(f"it has no {key}.json; its members end in {sorted(read)}", problem="shard_members")
         record = parse_record(read["json"]())
-        name = str(record.get("id", key))
+        name, own = id_of(record, key)
         text = text_of(record)
         if text is not None:
-            return _raw_text(name, text, read)
-        return RawSample(id=name, messages=messages_of(record), images=_images(read))
+            return _raw_text(name, text, read, has_own_id=own)
+        return RawSample(id=name, messages=messages_of(record), images=_images(read), has_own_id=own)
 
     def locate(self, index: int) -> Location:
         """Says where a sample lies, without reading it."""
@@ -70,10 +70,10 @@ class ShardSource:
         return content
 
 
-def _raw_text(name: str, text: str, read: Mapping[str, Callable[[], bytes]]) -> RawSample:
+def _raw_text(name: str, text: str, read: Mapping[str, Callable[[], bytes]], *, has_own_id: bool) -> RawSample:
     if _images(read):
         raise SampleError(TEXT_WITH_IMAGES, problem="text_with_images")
-    return RawSample(id=name, text=text)
+    return RawSample(id=name, text=text, has_own_id=has_own_id)
 
 
 def _images(read: Mapping[str, Callable[[], bytes]]) -> list[Callable[[], bytes]]:
