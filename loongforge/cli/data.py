@@ -1,4 +1,4 @@
-"""`loongforge data`: embedded data sets, and what is done to data before a run."""
+"""`loongforge data`: builds, indexes, checks and shows data."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 from loongforge.cli.parser import Parser, pick
 
-_VERBS = {
-    "build": "write an embedded data set",
-    "index": "write where every sample lies and what it holds",
-}
-
 _EXAMPLES = """
   loongforge data build digits_vqa
   loongforge data build pydoc_text --out data/texts"""
+
+_VERBS = {
+    "build": "write an embedded data set",
+    "index": "write where every sample lies and what it holds, once",
+    "check": "read everything that a run would read, and say what is wrong with it",
+    "preview": "show samples as the model sees them",
+}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -22,8 +24,8 @@ def run(argv: Sequence[str]) -> int:
     verb, rest = pick("data", argv, _VERBS)
     if verb == "build":
         return _build(rest)
-    code: int = importlib.import_module(f"loongforge.cli.data_{verb}").run(rest)
-    return code
+    result: int = importlib.import_module(f"loongforge.cli.data_{verb}").run(rest)
+    return result
 
 
 def _build(argv: Sequence[str]) -> int:
