@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ _EXAMPLES = """
 def run(argv: Sequence[str]) -> int:
     """Writes index files; returns the exit code."""
     from loongforge.cli import recipe_args
+    from loongforge.data.workers import default_workers
 
     parser = Parser(
         "data index",
@@ -39,17 +39,13 @@ def run(argv: Sequence[str]) -> int:
     args = parser.parse(argv)
     if args.workers < 0:
         raise UserError(f"--workers {args.workers} must be at least 1")
-    args.workers = args.workers or _cores()
+    args.workers = args.workers or default_workers()
     paths = [argument for argument in args.overrides if "=" not in argument]
     args.overrides = [argument for argument in args.overrides if "=" in argument]
     if not args.overrides:
         return _positions(paths, args)
     config = recipe_args.load_recipe(args).config
     return _index(config, _specs(config, paths), args)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _positions(paths: list[str], args: Namespace) -> int:
@@ -71,19 +67,11 @@ def _specs(config: Config, paths: list[str]) -> dict[str, str | list[SourceConfi
 
 
 def _index(config: Config, specs: dict[str, str | list[SourceConfig]], args: Namespace) -> int:
-    from loongforge.components.llm.base import LLMConfig
-    from loongforge.components.vision.base import VisionConfig
-    from loongforge.data import builtin
+    from loongforge.cli.data_recipe import recipe_processor
     from loongforge.data.indexing import MetadataIndexer, index_positions
-    from loongforge.data.processing import build_processor
     from loongforge.data.sources import open_sources
-    from loongforge.model.flops import image_tokens
 
-    data, vision, llm = config.data, config.model.vision, config.model.llm
-    assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
-    if data.builtin is not None:
-        builtin.build(data.builtin, data.dir)
-    processor = build_processor(data, vision, llm, num_image_tokens=image_tokens(config.model))
+    data, processor = config.data, recipe_processor(config)
     for key, spec in specs.items():
         for pattern in [spec] if isinstance(spec, str) else [source.path for source in spec]:
             index_positions(pattern, key, index_dir=data.index_dir, workers=args.workers)

@@ -148,7 +148,9 @@ class SampleProcessor:
     def _contents(self, sample: RawSample, only: Collection[int] | None = None) -> Iterator[bytes]:
         """The encoded images, one at a time."""
         total = 0
-        for read in (read for number, read in enumerate(sample.images) if only is None or number in only):
+        for number, read in enumerate(sample.images):
+            if only is not None and number not in only:
+                continue
             content = read()
             total += len(content)
             if total > self.max_sample_bytes:
