@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from loongforge.config.errors import UserError
@@ -20,18 +16,17 @@ from loongforge.data.metadata import measure
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import SampleMeta
 from loongforge.data.sources import Source
-from loongforge.data.sources.files import is_url, stamp
+from loongforge.data.sources.cache import check_writable
+from loongforge.data.sources.files import stamp
 from loongforge.data.sources.open import find_files
 from loongforge.data.sources.spans import save_spans, spans_path
 from loongforge.data.sources.tar_index import load_index
+from loongforge.data.workers import Run, worker_map
 
 CHUNK = 128
 """Samples that a process measures at a time."""
 
 _ELSEWHERE = "say with data.index_dir=DIR where indexes go"
-
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Like `map`."""
 
 Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Given the number of samples to measure, gives a function to be called with the number of those just measured."""
@@ -69,7 +64,7 @@ def index_positions(pattern: str, key: str, *, index_dir: str | None, workers: i
     for file in files:
         if kind != "tables" and spans_path(file, index_dir) is None:
             raise UserError(f"{file} is not on this machine; {_ELSEWHERE}")
-    with _pool(min(workers, len(files)), files, _nothing) as run:
+    with worker_map(min(workers, len(files)), files, _nothing) as run:
         for _ in run(_index_file, [(kind, file, index_dir) for file in files]):
             pass
     return len(files)
@@ -77,13 +72,10 @@ def index_positions(pattern: str, key: str, *, index_dir: str | None, workers: i
 
 def _index_file(task: tuple[str, str, str | None]) -> None:
     kind, file, index_dir = task
-    try:
-        if kind == "shards":
-            load_index(file, index_dir)
-        elif kind == "records":
-            save_spans(file, index_dir)
-    except OSError as error:
-        raise _unwritable(file, error) from error
+    if kind == "shards":
+        load_index(file, index_dir)
+    elif kind == "records":
+        _writing(spans_path(file, index_dir), save_spans, file, index_dir)
 
 
 class MetadataIndexer:
@@ -120,8 +112,11 @@ class MetadataIndexer:
         everything = [(number, part) for number, source in enumerate(self.sources) for part in range(len(source.parts))]
         jobs = everything if anew else self._missing(reports)
         files = [self.sources[number].parts[part].path for number, part in jobs]
+        paths = [self._path(number, part) for number, part in jobs]
+        for path in {path.parent: path for path in paths}.values():
+            _writing(path, check_writable, path)
         with (
-            _pool(workers if jobs else 1, files, _start, self.sources, self.processor, self.decode) as run,
+            worker_map(workers if jobs else 1, files, _start, self.sources, self.processor, self.decode) as run,
             watch(sum(_size(self.sources[number], part) for number, part in jobs)) as advance,
         ):
             for number, part, columns in self._measured(jobs, run, advance):
@@ -157,18 +152,17 @@ class MetadataIndexer:
                     columns.put(place + offset, meta)
                 place += len(metas)
                 advance(len(metas))
-            self._write(number, part, columns, data)
+            path = self._path(number, part)
+            source = self.sources[number]
+            _writing(path, write_index, source, part, self.processor, self.decode, path, columns, data)
             yield number, part, columns
 
-    def _write(self, number: int, part: int, columns: MetaColumns, data: str) -> None:
-        source = self.sources[number]
-        path = meta_path(source.parts[part].path, self.index_dir)
+    def _path(self, number: int, part: int) -> Path:
+        file = self.sources[number].parts[part].path
+        path = meta_path(file, self.index_dir)
         if path is None:
-            raise UserError(f"{source.parts[part].path} is not on this machine; {_ELSEWHERE}")
-        try:
-            write_index(source, part, self.processor, self.decode, path, columns, data)
-        except OSError as error:
-            raise _unwritable(str(path), error) from error
+            raise UserError(f"{file} is not on this machine; {_ELSEWHERE}")
+        return path
 
 
 def _chunks(source: Source, number: int, part: int) -> list[tuple[int, int, int]]:
@@ -192,8 +186,11 @@ def _count(report: Indexed, source: Source, part: int, columns: MetaColumns) -> 
         report.first_bad = f"{source.locate(source.parts[part].start + place)}: {why}"
 
 
-def _unwritable(path: str, error: OSError) -> UserError:
-    return UserError(f"cannot write the index of {path}: {error.strerror or error}; {_ELSEWHERE}")
+def _writing(path: object, write: Callable[..., None], *arguments: Any) -> None:
+    try:
+        write(*arguments)
+    except OSError as error:
+        raise UserError(f"cannot write the index {path}: {error.strerror or error}; {_ELSEWHERE}") from error
 
 
 _work: tuple[SampleFetcher, bool] | None = None  # of a worker process
@@ -208,31 +205,7 @@ def _nothing() -> None:
     pass
 
 
-def _begin(start: Callable[..., None], *arguments: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the others
-    start(*arguments)
-
-
 def _measure(chunk: tuple[int, int, int]) -> list[SampleMeta]:
     assert _work is not None
     source, start, stop = chunk
     return [measure(_work[0], source, index, decode=_work[1]) for index in range(start, stop)]
-
-
-@contextmanager
-def _pool(workers: int, files: Sequence[str], start: Callable[..., None], *arguments: Any) -> Iterator[Run]:
-    """A `map` over processes; over none but this one for a single worker."""
-    if workers <= 1:
-        start(*arguments)
-        yield map
-        return
-    # clients of remote stores do not survive a fork; without them it spares every worker its imports
-    method = "fork" if sys.platform == "linux" and not any(is_url(file) for file in files) else "spawn"
-    context = multiprocessing.get_context(method)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    executor = ProcessPoolExecutor(workers, context, _begin, (start, *arguments))
-    try:
-        executor.submit(_nothing).result()  # forks now, before anyone starts threads
-        yield executor.map
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
