@@ -1,7 +1,8 @@
-"""`loongforge data`: builds the embedded data sets."""
+"""`loongforge data`: builds, indexes, checks and shows data."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 from loongforge.cli.parser import Parser, pick
@@ -10,11 +11,21 @@ _EXAMPLES = """
   loongforge data build digits_vqa
   loongforge data build pydoc_text --out data/texts"""
 
+_VERBS = {
+    "build": "write an embedded data set",
+    "index": "write where every sample lies and what it holds, once",
+    "check": "read everything that a run would read, and say what is wrong with it",
+    "preview": "show samples as the model sees them",
+}
+
 
 def run(argv: Sequence[str]) -> int:
     """Runs a sub-verb; returns the exit code."""
-    _, rest = pick("data", argv, {"build": "write an embedded data set"})
-    return _build(rest)
+    verb, rest = pick("data", argv, _VERBS)
+    if verb == "build":
+        return _build(rest)
+    result: int = importlib.import_module(f"loongforge.cli.data_{verb}").run(rest)
+    return result
 
 
 def _build(argv: Sequence[str]) -> int:

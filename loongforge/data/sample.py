@@ -51,6 +51,8 @@ class RawSample:
     """Readers of the encoded images (PNG, JPEG, ...), in order."""
     text: str | None = None
     """A raw text to learn whole, in place of messages."""
+    has_own_id: bool = True
+    """Whether the record gives `id`; else it is made from where the sample lies."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,16 @@ def _checked(turns: Any, name: str, role: str, content: str) -> list[dict[str, A
                 f"{name}[{i}] must be an object with '{role}' and '{content}', not {turn!r:.80}", problem="wrong_type"
             )
     return turns
+
+
+def id_of(record: dict[str, Any], default: str) -> tuple[str, bool]:
+    """(id of a record, whether it is its own)."""
+    name = record.get("id")
+    if name is None:
+        return default, False
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise SampleError(f"'id' must be a string or a number, not {name!r:.80}", problem="wrong_type")
+    return str(name), True
 
 
 def text_of(record: dict[str, Any]) -> str | None:

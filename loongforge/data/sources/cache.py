@@ -30,6 +30,12 @@ def cache_path(file: str, suffix: str, index_dir: str | None) -> Path | None:
     return None if is_url(file) else Path(file + suffix)
 
 
+def check_writable(path: Path) -> None:
+    """OSError where an index file cannot be written; better before an hour of measuring than after it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def read_header(path: Path) -> dict[str, Any] | None:
     """What an index file says of itself; None where it is missing, torn or foreign."""
     try:
@@ -58,7 +64,7 @@ def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **{**arrays, "header": encoded})
+            np.savez(file, header=encoded, **arrays)  # type: ignore[arg-type]
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

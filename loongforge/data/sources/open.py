@@ -78,6 +78,11 @@ def open_source(pattern: str, key: str, image_dir: str | None = None, index_dir:
     return TableSource(pattern, files, image_dir)
 
 
+def list_files(pattern: str, key: str) -> list[str]:
+    """The files that a path, folder or pattern names; UserError where one is not there."""
+    return find_files(pattern, key)[1]
+
+
 def find_files(pattern: str, key: str) -> tuple[str, list[str]]:
     """(`shards`, `records` or `tables`, the files that a pattern names, sorted within each glob).
 

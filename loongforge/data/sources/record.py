@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loongforge.data.sample import TEXT_WITH_IMAGES, RawSample, SampleError, messages_of, text_of
+from loongforge.data.sample import TEXT_WITH_IMAGES, RawSample, SampleError, id_of, messages_of, text_of
 from loongforge.data.sources.references import Reader, take_references
 
 
@@ -28,16 +28,17 @@ def make_sample(
     Raises:
         SampleError: it is malformed.
     """
-    name = str(record.get("id", name))
+    name, own = id_of(record, name)
     names = [] if given else image_names(record)
     text = text_of(record)
     if text is not None:
         if given or names:
             raise SampleError(TEXT_WITH_IMAGES, problem="text_with_images")
-        return RawSample(id=name, text=text)
+        return RawSample(id=name, text=text, has_own_id=own)
     messages = messages_of(record, num_images=len(given) or len(names))
     messages, inside = take_references(messages, given=bool(given or names))
-    return RawSample(id=name, messages=messages, images=list(given) or named(names or inside))
+    images = list(given) or named(names or inside)
+    return RawSample(id=name, messages=messages, images=images, has_own_id=own)
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
