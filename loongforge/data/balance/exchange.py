@@ -10,9 +10,9 @@ from loongforge.data.balance.cells import Cells
 from loongforge.data.balance.types import Floats, Ints
 
 _WIDTH = 12  # samples of a bin that are looked at in a round
-_CHUNK = 30_000
+_CHUNK = 60_000  # exchanges weighed in a round
 _ROUNDS = 60
-_PATIENCE = 8  # rounds without any gain
+_PATIENCE = 10  # rounds without any gain
 _CAPS_FIRST = 10.0  # an excess over a cap counts so much more than one over a level
 
 
