@@ -141,6 +141,25 @@ class SampleProcessor:
         self._check_length(len(ids), num_images)
         return ids.tolist()
 
+    def message_starts(self, messages: list[Message]) -> list[int]:
+        """Where each message begins, in tokens before images are expanded.
+
+        Found by rendering the conversation up to each message: a message begins where the two part, which may be a token
+        that holds the end of the one before. Empty where the template does not render piece by piece.
+        """
+        whole = list(self._render(messages)["input_ids"])
+        starts = [0]
+        for number in range(1, len(messages)):
+            try:
+                before = list(self._render(messages[:number])["input_ids"])
+            except SampleError:
+                return []
+            same = next((i for i, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))
+            if same < max(starts[-1], len(before) - 2):
+                return []
+            starts.append(same)
+        return starts
+
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
         text = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
