@@ -49,7 +49,7 @@ def preview(sample: ProcessedSample, processor: SampleProcessor, raw: RawSample 
         processor: Of the run.
         raw: What the sample was made from, to tell who says what.
     """
-    spans = _image_spans(sample.ids, processor)
+    spans = _image_spans(sample, processor)
     pieces = _pieces(sample, dict(spans), processor)
     learned = sample.ids[sample.learned]
     return Preview(
@@ -115,8 +115,13 @@ def _roles(sample: ProcessedSample, pieces: list[Piece], processor: SampleProces
     return {number: str(message["role"]) for number, message in zip(numbers, raw.messages, strict=False)}
 
 
-def _image_spans(ids: np.ndarray, processor: SampleProcessor) -> list[tuple[int, int]]:
-    """Neighbouring images are told apart by their fixed length."""
-    positions = np.flatnonzero(ids == processor.image_token_id)
-    length = processor.num_image_tokens
-    return [(int(start), int(start) + length) for start in positions[:: max(length, 1)]]
+def _image_spans(sample: ProcessedSample, processor: SampleProcessor) -> list[tuple[int, int]]:
+    """Neighbouring images are told apart by their lengths."""
+    positions = np.flatnonzero(sample.ids == processor.image_token_id)
+    lengths = [units * processor.num_image_tokens for units in sample.units]
+    firsts = np.cumsum([0, *lengths[:-1]])
+    return (
+        [(int(start), int(start) + length) for start, length in zip(positions[firsts], lengths, strict=True)]
+        if lengths
+        else []
+    )

@@ -29,7 +29,13 @@ def one_barrier(problem: Problem) -> Ints | None:
         fitting = within_caps(single)
         if fitting is None:
             return None
-        cells = Cells(problem.both, problem.limits, _ranked(fitting, problem.ranks)[fitting.cell], problem.cells, problem.micro_batches)
+        cells = Cells(
+            problem.both,
+            problem.limits,
+            _ranked(fitting, problem.ranks)[fitting.cell],
+            problem.cells,
+            problem.micro_batches,
+        )
     return _levelled(cells).cell
 
 

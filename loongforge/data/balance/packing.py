@@ -53,7 +53,9 @@ def _checked(name: str, values: Any, budget: int, budget_name: str) -> Ints:
         raise ValueError(f"{name} must be a list of whole numbers from 0 up")
     if len(sizes) and sizes.max() > budget:
         sample = int(sizes.argmax())
-        raise ValueError(f"{name}[{sample}] is {sizes[sample]} and {budget_name} is {budget}: the sample fits in no pack")
+        raise ValueError(
+            f"{name}[{sample}] is {sizes[sample]} and {budget_name} is {budget}: the sample fits in no pack"
+        )
     return sizes
 
 

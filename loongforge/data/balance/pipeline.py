@@ -70,7 +70,9 @@ def _beside_giants(problem: Problem, stages: int) -> Ints:
         taken[rank] += 1
     rest = order[len(giants) :]
     free = np.flatnonzero(np.arange(problem.micro_batches) >= taken[:, None])  # cells without a giant
-    room = _rooms(heaviest, busy, taken, int(costs[rest].sum()), problem.micro_batches, stages)[free // problem.micro_batches]
+    room = _rooms(heaviest, busy, taken, int(costs[rest].sum()), problem.micro_batches, stages)[
+        free // problem.micro_batches
+    ]
     cell[rest] = free[spread(costs[rest], room.max(initial=0) - room)] if len(free) else cell[giants[-1]]
     return cell
 

@@ -90,7 +90,10 @@ def lower_bound(
 def _pigeonhole(costs: Floats, ranks: int) -> float:
     """Of the j * ranks + 1 heaviest samples, some rank has j + 1: at least the lightest j + 1 of them."""
     falling = np.sort(costs)[::-1]
-    bounds = [falling[j * ranks - j : j * ranks + 1].sum() for j in range((len(falling) - 1) // ranks + 1 if len(falling) else 0)]
+    bounds = [
+        falling[j * ranks - j : j * ranks + 1].sum()
+        for j in range((len(falling) - 1) // ranks + 1 if len(falling) else 0)
+    ]
     return float(max(bounds, default=0.0))
 
 
