@@ -12,7 +12,7 @@ from loongforge.config.schema import DataConfig
 from loongforge.data.batch import BadSample, Batch, collate, padded_length
 from loongforge.data.fetch import BadSampleError, SampleFetcher
 from loongforge.data.processing import ProcessedSample, SampleProcessor
-from loongforge.data.sample import RawSample
+from loongforge.data.sample import RawSample, SampleError
 from loongforge.data.sources import open_sources
 
 
@@ -106,7 +106,10 @@ class EvalLoader:
         if raw.text is not None:
             return self._continuation(raw, sample)
         *prompt, answer = raw.messages
-        ids = self.processor.render_prompt(prompt, len(raw.images))
+        try:
+            ids = self.processor.render_prompt(prompt, len(raw.images))
+        except SampleError:  # a sample that `data.too_long=truncate_text` has cut
+            return None
         pixels = self.processor.normalise(sample.pixels)
         return Example(raw.id, _plain(prompt[-1]["content"]), _plain(answer["content"]), ids, pixels)
 

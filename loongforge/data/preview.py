@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from loongforge.data.processing import ProcessedSample, SampleProcessor
+from loongforge.data.sample import RawSample
+
+_MOST_BYTES = 4  # of a character in UTF-8
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A token, or all tokens of an image."""
+    """A token, the tokens of one character, or all tokens of an image."""
 
     text: str
     ids: list[int]
@@ -32,23 +35,84 @@ class Preview:
     num_learned: int
     learned_text: str
     """What the label tokens say."""
+    roles: dict[int, str] = field(default_factory=dict)
+    """{number of a piece: role of the message that begins with it}; empty for raw text, and where it is not known."""
+    pixels: list[np.ndarray] = field(default_factory=list)
+    """uint8 [H, W, 3] each, as the encoder sees them but for the scale."""
 
 
-def preview(sample: ProcessedSample, processor: SampleProcessor) -> Preview:
-    """Takes a processed sample apart."""
+def preview(sample: ProcessedSample, processor: SampleProcessor, raw: RawSample | None = None) -> Preview:
+    """Takes a processed sample apart.
+
+    Args:
+        sample: From `processor`.
+        processor: Of the run.
+        raw: What the sample was made from, to tell who says what.
+    """
     spans = _image_spans(sample.ids, processor)
-    decode = processor.decode
-    ends = dict(spans)
-    pieces, position = [], 0
-    while position < len(sample.ids):
-        end = ends.get(position, position + 1)
-        ids = sample.ids[position:end].tolist()
-        is_image = position in ends
-        text = processor.image_token if is_image else decode(ids)
-        pieces.append(Piece(text, ids, bool(sample.learned[position]), is_image))
-        position = end
+    pieces = _pieces(sample, dict(spans), processor)
     learned = sample.ids[sample.learned]
-    return Preview(sample.id, pieces, spans, len(sample.ids), len(learned), decode(learned.tolist()))
+    return Preview(
+        id=sample.id,
+        pieces=pieces,
+        image_spans=spans,
+        num_tokens=len(sample.ids),
+        num_learned=len(learned),
+        learned_text=processor.decode(learned.tolist()),
+        roles=_roles(sample, pieces, processor, raw) if raw is not None else {},
+        pixels=sample.pixels,
+    )
+
+
+def _pieces(sample: ProcessedSample, images: dict[int, int], processor: SampleProcessor) -> list[Piece]:
+    """`images`: {first: end} of the images' tokens."""
+    pieces: list[Piece] = []
+    position = 0
+    while position < len(sample.ids):
+        end = images.get(position)
+        if end is not None:
+            piece = Piece(processor.image_token, sample.ids[position:end].tolist(), False, True)
+        else:
+            piece = _text_piece(sample, position, images, pieces, processor)
+        pieces.append(piece)
+        position += len(piece.ids)
+    return pieces
+
+
+def _text_piece(
+    sample: ProcessedSample, first: int, images: dict[int, int], before: list[Piece], processor: SampleProcessor
+) -> Piece:
+    """A token; or as many as make up one character, where it takes several."""
+    learned = bool(sample.learned[first])
+    ids = sample.ids[first : first + 1].tolist()
+    text = _text_behind(before, ids, processor)
+    for end in range(first + 2, min(first + _MOST_BYTES, len(sample.ids)) + 1):
+        if not text.endswith("\ufffd") or end - 1 in images or sample.learned[end - 1] != learned:
+            break
+        longer = sample.ids[first:end].tolist()
+        whole = _text_behind(before, longer, processor)
+        if "\ufffd" not in whole:
+            return Piece(whole, longer, learned, False)
+    return Piece(text, ids, learned, False)
+
+
+def _text_behind(before: list[Piece], ids: list[int], processor: SampleProcessor) -> str:
+    """Decoded behind the piece before it, since many tokenizers leave out a space at the beginning of a text."""
+    if before and not before[-1].is_image:
+        alone, both = processor.decode(before[-1].ids), processor.decode(before[-1].ids + ids)
+        if both.startswith(alone):
+            return both[len(alone) :]
+    return processor.decode(ids)
+
+
+def _roles(sample: ProcessedSample, pieces: list[Piece], processor: SampleProcessor, raw: RawSample) -> dict[int, str]:
+    if raw.text is not None or sample.num_cut:
+        return {}
+    starts = processor.message_starts(raw.messages)
+    sizes = [1 if piece.is_image else len(piece.ids) for piece in pieces]  # images are not expanded in `starts`
+    begins = np.cumsum([0, *sizes[:-1]])
+    numbers = np.searchsorted(begins, starts).tolist()
+    return {number: str(message["role"]) for number, message in zip(numbers, raw.messages, strict=False)}
 
 
 def _image_spans(ids: np.ndarray, processor: SampleProcessor) -> list[tuple[int, int]]:

@@ -35,6 +35,8 @@ class ProcessedSample:
     """uint8 [H, W, 3] each: resized, not yet normalised."""
     num_cut: int = 0
     """Text tokens left out because the sample was too long (`data.too_long: truncate_text`)."""
+    num_images: int = 0
+    """Images of the sample, decoded or not."""
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +102,7 @@ class SampleProcessor:
         ids, learned, num_cut = self._encode(sample)
         images = self.image_processor
         pixels = [images.pixels(content) for content in self._contents(sample, only)] if images is not None else []
-        return ProcessedSample(sample.id, ids, learned, pixels, num_cut)
+        return ProcessedSample(sample.id, ids, learned, pixels, num_cut, len(sample.images))
 
     def measure(self, sample: RawSample, *, decode: bool = False) -> SampleMeta:
         """What processing a sample would give, from its text and the headers of its images.
@@ -138,6 +140,25 @@ class SampleProcessor:
         ids, _ = self._expand(np.array(rendered["input_ids"], np.int32), None, num_images)
         self._check_length(len(ids), num_images)
         return ids.tolist()
+
+    def message_starts(self, messages: list[Message]) -> list[int]:
+        """Where each message begins, in tokens before images are expanded.
+
+        Found by rendering the conversation up to each message: a message begins where the two part, which may be a token
+        that holds the end of the one before. Empty where the template does not render piece by piece.
+        """
+        whole = list(self._render(messages)["input_ids"])
+        starts = [0]
+        for number in range(1, len(messages)):
+            try:
+                before = list(self._render(messages[:number])["input_ids"])
+            except SampleError:
+                return []
+            same = next((i for i, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))
+            if same < max(starts[-1], len(before) - 2):
+                return []
+            starts.append(same)
+        return starts
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids."""

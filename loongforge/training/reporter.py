@@ -86,8 +86,7 @@ class Reporter:
             shown = preview(loader.fetcher.fetch(*loader.order.at(0)), self.setup.processor)
         except BadSampleError:
             return  # the first step says what is wrong with it, or replaces it
-        pieces = [(f"{p.text} x{len(p.ids)}" if p.is_image else p.text, p.learned, p.is_image) for p in shown.pieces]
-        self.console.sample(pieces, sample_id=shown.id)
+        self.console.sample(shown)
 
     def _model_rows(self) -> list[dict[str, Any]]:
         model, layout = self.config.model, self.setup.groups.layout

@@ -264,7 +264,8 @@ def test_report(processor: SampleProcessor, tmp_path: Path) -> None:
     assert kinds_found == [("image_count", 4, 3), ("duplicate_id", 3, 3)]
     assert [one["problem"] for one in report["warnings"]] == ["aspect_ratio"]
     assert report["sets"]["train"] | {"tokens": 0, "lengths": 0} == {
-        "samples": 17, "checked": 17, "good": 13, "tokens": 0, "lengths": 0, "images_per_sample": {"0": 4, "1": 5, "2": 4}
+        "samples": 17, "checked": 17, "good": 13, "tokens": 0, "lengths": 0,
+        "images_per_sample": {"0": 4, "1": 5, "2": 4},
     }  # fmt: skip
     assert sum(bar["samples"] for bar in report["sets"]["train"]["lengths"]) == 13
     assert report["packing"] == {"budget": 8, "packs": 1, "fill": 1.0, "too_long": 1}

@@ -14,7 +14,7 @@ from loongforge.data.balance.whole import falling, rising
 
 _EFFORT = 1_500_000
 _GOAL = 1.0003  # close enough to the mean
-_TRIES = 8
+_KEPT_AT_MOST = 0.97  # smaller steps than this are not tried
 
 
 def one_barrier(problem: Problem) -> Ints | None:
@@ -30,20 +30,23 @@ def one_barrier(problem: Problem) -> Ints | None:
         if fitting is None:
             return None
         cells = Cells(problem.both, problem.limits, _ranked(fitting, problem.ranks)[fitting.cell], problem.cells, problem.micro_batches)
-    effort = Effort(_EFFORT)
-    mean = max(int(problem.both.sum()) / problem.ranks, int(problem.both.max(initial=0)))
-    best = cells.copy()
-    for _ in range(_TRIES):
-        top = int(cells.loads.max())
-        if top <= mean * _GOAL:
+    return _levelled(cells).cell
+
+
+def _levelled(cells: Cells) -> Cells:
+    """The best that exchanges lead to."""
+    effort, best, keep = Effort(_EFFORT), cells.copy(), 0.25
+    mean = max(int(cells.costs.sum()) / cells.bins, int(cells.costs.max(initial=0)))
+    while keep < _KEPT_AT_MOST:
+        top = int(cells.loads.max(initial=0))
+        if top <= mean * _GOAL or effort.left <= 0:
             break
-        level = int(mean + (top - mean) / 4)
-        reached = relieve(cells, np.full(problem.ranks, level), effort)
-        if cells.loads.max() < best.loads.max():
+        reached = relieve(cells, np.full(cells.bins, int(mean + (top - mean) * keep)), effort)
+        if cells.loads.max() < best.loads.max() and cells.is_feasible():
             best = cells.copy()
         if not reached:
-            break
-    return best.cell
+            keep = (1 + keep) / 2
+    return best
 
 
 def _split(problem: Problem, rank: Ints) -> Ints:

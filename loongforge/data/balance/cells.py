@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +30,18 @@ class Cells:
         self.costs, self.limits, self.cell, self.per_bin = costs, limits, cell.copy(), per_bin
         self.bins = cells // per_bin
         self.loads = sums(self.cell // per_bin, costs, self.bins)
+        """[bins] cost of what each holds"""
         self.held = [sums(self.cell, limit.sizes, cells) for limit in limits]
+        """[cells] for each limit what each cell holds"""
         self.count = np.bincount(self.cell, minlength=cells)
+        """[cells] samples"""
 
     def copy(self) -> Cells:
         """The same assignment, to change apart."""
-        return Cells(self.costs, self.limits, self.cell, len(self.count), self.per_bin)
+        twin = copy(self)
+        twin.cell, twin.loads, twin.count = self.cell.copy(), self.loads.copy(), self.count.copy()
+        twin.held = [held.copy() for held in self.held]
+        return twin
 
     def over_caps(self) -> Floats:
         """[cells] largest share by which a cell is above a cap; not above 0 where it is within all."""
@@ -50,12 +57,17 @@ class Cells:
     def move(self, samples: Ints, cells: Ints) -> None:
         """Each of the samples to its new cell; no sample twice."""
         old = self.cell[samples]
-        for of, by, factor in [(self.loads, self.costs, self.per_bin), *((h, x.sizes, 1) for h, x in zip(self.held, self.limits, strict=True))]:
-            np.subtract.at(of, old // factor, by[samples])
-            np.add.at(of, cells // factor, by[samples])
+        for sizes, sums_, per in self._tallies():
+            np.subtract.at(sums_, old // per, sizes[samples])
+            np.add.at(sums_, cells // per, sizes[samples])
         np.subtract.at(self.count, old, 1)
         np.add.at(self.count, cells, 1)
         self.cell[samples] = cells
+
+    def _tallies(self) -> list[tuple[Ints, Ints, int]]:
+        """(what a sample brings, sums of it, cells of a sum)."""
+        held = [(limit.sizes, held, 1) for limit, held in zip(self.limits, self.held, strict=True)]
+        return [(self.costs, self.loads, self.per_bin), *held]
 
     def members(self, bins: Ints, width: int, turn: int) -> Ints:
         """[len(bins), width] samples of each bin, filled up with n. Of a bin with more, some that change with the turn."""

@@ -6,6 +6,8 @@ image), to the ranks with the least. So few features travel, and no long image s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from loongforge.data.balance.cells import Cells, Limit
@@ -20,7 +22,14 @@ _EFFORT = 400_000
 
 
 def encoder_ranks(
-    batch: BatchMetadata, unit_costs: Ints, rank: Ints, micro_batch: Ints, *, ranks: int, micro_batches: int, patch_cap: int | None
+    batch: BatchMetadata,
+    unit_costs: Ints,
+    rank: Ints,
+    micro_batch: Ints,
+    *,
+    ranks: int,
+    micro_batches: int,
+    patch_cap: int | None,
 ) -> Ints:
     """[sum(image_units)] rank that encodes each unit.
 
@@ -29,48 +38,82 @@ def encoder_ranks(
         rank, micro_batch: [n] where the samples are; within `patch_cap`, as the answer is.
     """
     sample = batch.sample_of_image()
-    image = batch.image_of_unit()
-    answer = rank[sample][image]
-    of_unit = micro_batch[sample][image] if micro_batches > 1 else np.zeros(len(image), np.int64)
+    answer = np.repeat(rank[sample], batch.image_units)
+    first = np.cumsum(batch.image_units) - batch.image_units
     for step in range(micro_batches):
-        units = np.flatnonzero(of_unit == step)
-        if len(units):
-            patches = batch.patches_per_unit[image[units]]
-            answer[units] = _even(unit_costs[image[units]], patches, answer[units], ranks, patch_cap)
+        images = np.flatnonzero((micro_batch[sample] == step) & (batch.image_units > 0))
+        if not len(images):
+            continue
+        moving = _even(
+            unit_costs[images],
+            batch.image_units[images],
+            batch.patches_per_unit[images],
+            rank[sample[images]],
+            ranks,
+            patch_cap,
+        )
+        answer[first[images[moving.image]] + moving.unit] = moving.rank
     return answer
 
 
-def _even(costs: Ints, patches: Ints, home: Ints, ranks: int, patch_cap: int | None) -> Ints:
-    """[units] rank of every unit of one micro-batch."""
-    order = rising(home * (costs.max() + 1) + (costs.max() - costs))  # by rank, the heaviest of each first
-    home, costs, patches = home[order], costs[order], patches[order]
-    before = np.cumsum(costs) - costs
-    counts = np.bincount(home, minlength=ranks)
-    before -= np.repeat(before[(np.cumsum(counts) - counts)[counts > 0]], counts[counts > 0])
-    mean = int(costs.sum()) // ranks
-    moves = before + costs > max(int(mean * _KEPT), 1)
-    loads = sums(home[~moves], costs[~moves], ranks)
-    moving = np.flatnonzero(moves)
-    moving = moving[falling(costs[moving])]
-    placed = home.copy()
-    placed[moving] = spread(costs[moving], loads)
-    placed = _polished(costs, patches, placed, home, ranks, patch_cap)
-    answer = np.empty(len(order), np.int64)
-    answer[order] = placed
-    return answer
+@dataclass(frozen=True)
+class _Moves:
+    """Units that leave the rank of their sample: image, number of the unit in it, rank."""
+
+    image: Ints
+    unit: Ints
+    rank: Ints
 
 
-def _polished(costs: Ints, patches: Ints, placed: Ints, home: Ints, ranks: int, patch_cap: int | None) -> Ints:
-    """Exchanges where the spread is not even yet, and what the cap demands."""
-    limits = [Limit("patches", patches, patch_cap)] if patch_cap is not None else []
-    cells = Cells(costs, limits, placed, ranks)
+def _even(costs: Ints, units: Ints, patches: Ints, home: Ints, ranks: int, patch_cap: int | None) -> _Moves:
+    """Evens out one micro-batch.
+
+    Args:
+        costs, units, patches, home: [images] of one unit, how many, of one unit, rank of the sample.
+    """
+    work = costs * units
+    mean = int(work.sum()) // ranks
+    order = rising(home * (int(costs.max()) + 1) + (costs.max() - costs))  # by rank, the heaviest of each first
+    before = np.cumsum(work[order]) - work[order]
+    starts = np.flatnonzero(np.diff(home[order], prepend=-1))
+    before -= np.repeat(before[starts], np.diff(starts, append=len(order)))
+    kept = np.empty(len(order), np.int64)
+    kept[order] = np.clip((int(mean * _KEPT) - before) // np.maximum(costs[order], 1), 0, units[order])
+    image = np.repeat(np.arange(len(units)), units - kept)
+    image = image[falling(costs[image])]
+    unit = kept[image] + _nth(image)
+    loads, held = sums(home, kept * costs, ranks), sums(home, kept * patches, ranks)
+    rank = spread(costs[image], loads.copy())
+    limits = [] if patch_cap is None else [Limit("patches", patches[image], patch_cap)]
+    cells = Cells(costs[image], limits, rank, ranks)
+    cells.loads += loads
+    for of in cells.held:
+        of += held
+    level = max(int(mean * _GOAL), int(costs.max()))
+    return _Moves(image, unit, _polished(cells, level, home[image]))
+
+
+def _nth(values: Ints) -> Ints:
+    """How often each value came before."""
+    order = rising(values)
+    starts = np.flatnonzero(np.diff(values[order], prepend=-1))
+    nth = np.empty(len(values), np.int64)
+    nth[order] = np.arange(len(values)) - np.repeat(starts, np.diff(starts, append=len(values)))
+    return nth
+
+
+def _polished(cells: Cells, level: int, home: Ints) -> Ints:
+    """Rank of every unit after what the cap demands, and exchanges where ranks differ still. At home all are within the
+    cap."""
     if not cells.is_feasible() and not relieve(cells, None, Effort(_EFFORT)):
         return home
-    level = max(int(costs.sum() / ranks * _GOAL), int(costs.max()))
-    if cells.loads.max() > level and costs.min() * 20 < costs.sum() // ranks:
-        best = cells.copy()
-        relieve(cells, np.full(ranks, level), Effort(_EFFORT))
+    best = cells.copy()
+    if cells.loads.max() > level and not _are_equal(cells.costs):
+        relieve(cells, np.full(len(cells.loads), level), Effort(_EFFORT))
         if cells.loads.max() < best.loads.max() and cells.is_feasible():
-            best = cells
-        return best.cell
-    return cells.cell
+            return cells.cell
+    return best.cell
+
+
+def _are_equal(costs: Ints) -> bool:
+    return len(costs) == 0 or bool(costs.min() == costs.max())

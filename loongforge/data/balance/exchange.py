@@ -10,9 +10,9 @@ from loongforge.data.balance.cells import Cells
 from loongforge.data.balance.types import Floats, Ints
 
 _WIDTH = 12  # samples of a bin that are looked at in a round
-_CHUNK = 30_000
+_CHUNK = 60_000  # exchanges weighed in a round
 _ROUNDS = 60
-_PATIENCE = 8  # rounds without any gain
+_PATIENCE = 10  # rounds without any gain
 _CAPS_FIRST = 10.0  # an excess over a cap counts so much more than one over a level
 
 
@@ -91,44 +91,44 @@ def _roomiest(cells: Cells) -> Ints:
     return np.arange(cells.bins) * cells.per_bin + room.reshape(cells.bins, -1).argmin(axis=1)
 
 
-def _gains(cells: Cells, levels: Ints | None, givers: Ints, partners: Ints, out: Ints, back: Ints, target: Ints) -> Floats:
+def _gains(
+    cells: Cells, levels: Ints | None, givers: Ints, partners: Ints, out: Ints, back: Ints, target: Ints
+) -> Floats:
     """[givers, asked, width, width + 1] by how much the squared excesses fall when `out` goes and `back` comes."""
     nobody = len(cells.costs)
-    home = np.append(cells.cell, 0)[out]
-    there = np.where(back < nobody, np.append(cells.cell, 0)[back], target[..., None])
-    excess = np.zeros((*partners.shape, out.shape[1], back.shape[2]))
-    before = np.zeros((*partners.shape, out.shape[1], back.shape[2]))
+    home = cells.cell[np.minimum(out, nobody - 1)]
+    there = np.where(back < nobody, cells.cell[np.minimum(back, nobody - 1)], target[..., None])
+    before, after = np.zeros((2, *partners.shape, out.shape[1], back.shape[2]))
     if levels is not None:
-        over = (cells.loads - levels) / max(float(levels.max()), 1.0)
-        change = _changes(cells.costs, out, back, max(float(levels.max()), 1.0))
-        at_home, at_partner = over[givers][:, None, None, None], over[partners][..., None, None]
-        _add_squares(excess, at_home - change)
-        _add_squares(excess, at_partner + change)
-        excess += 1e-9 * np.abs(change)  # of equal ones the smallest
-        before += np.square(np.maximum(at_home, 0)) + np.square(np.maximum(at_partner, 0))
+        scale = max(float(levels.max()), 1.0)
+        over = (cells.loads - levels) / scale
+        change = _changes(cells.costs, out, back, scale)
+        _weigh(over[givers][:, None, None, None], over[partners][..., None, None], change, before, after)
+        after += 1e-9 * np.abs(change)  # of equal ones the smallest
     for limit, held in zip(cells.limits, cells.held, strict=True):
         over = (held - limit.cap) / max(limit.cap, 1) * _CAPS_FIRST
         change = _changes(limit.sizes, out, back, max(limit.cap, 1) / _CAPS_FIRST)
-        at_home, at_partner = over[home][:, None, :, None], over[there][:, :, None, :]
-        _add_squares(excess, at_home - change)
-        _add_squares(excess, at_partner + change)
-        if (over > 0).any():
-            before += np.square(np.maximum(at_home, 0)) + np.square(np.maximum(at_partner, 0))
-    gain = np.subtract(before, excess, out=before)
-    gain[np.broadcast_to((out == nobody)[:, None, :, None], gain.shape)] = -np.inf
+        _weigh(over[home][:, None, :, None], over[there][:, :, None, :], change, before, after)
+    gain = np.subtract(before, after, out=before)
     lonely = (cells.count[home] == 1)[:, None, :, None] & (back == nobody)[:, :, None, :]
-    gain[np.broadcast_to(lonely, gain.shape)] = -np.inf
+    gain[lonely | (out == nobody)[:, None, :, None]] = -np.inf
     return gain
 
 
-def _changes(values: Ints, out: Ints, back: Ints, scale: float) -> Floats:
+def _changes(sizes: Ints, out: Ints, back: Ints, scale: float) -> Floats:
     """What leaves the giver, over `scale`."""
-    padded = np.append(values, 0) / scale
-    return padded[out][:, None, :, None] - padded[back][:, :, None, :]
+    last = len(sizes) - 1
+    leaves = np.where(out <= last, sizes[np.minimum(out, last)], 0) / scale
+    comes = np.where(back <= last, sizes[np.minimum(back, last)], 0) / scale
+    return leaves[:, None, :, None] - comes[:, :, None, :]
 
 
-def _add_squares(total: Floats, over: Floats) -> None:
-    """`over` is used up."""
-    np.maximum(over, 0.0, out=over)
-    over *= over
-    total += over
+def _weigh(home: Floats, there: Floats, change: Floats, before: Floats, after: Floats) -> None:
+    """Adds the squared excesses of both ends before and after the exchange."""
+    for end, leaves in ((home, change), (there, -change)):
+        rest = end - leaves
+        np.maximum(rest, 0.0, out=rest)
+        rest *= rest
+        after += rest
+        if (end > 0).any():
+            before += np.square(np.maximum(end, 0.0))

@@ -14,8 +14,9 @@ from loongforge.data.balance.exchange import Effort, relieve
 from loongforge.data.balance.feasible import within_caps
 from loongforge.data.balance.grouping import grouped
 from loongforge.data.balance.problem import Problem
+from loongforge.data.balance.rounding import round_units
 from loongforge.data.balance.spread import fill, spread
-from loongforge.data.balance.types import BatchMetadata, Ints
+from loongforge.data.balance.types import BatchMetadata, Floats, Ints
 from loongforge.data.balance.whole import falling, rising
 
 _GOAL = 1.001  # close enough to the mean
@@ -35,6 +36,9 @@ def lock_step(problem: Problem, batch: BatchMetadata) -> Ints | None:
             return None
         cells = lower_levels(start, problem.ranks, Effort(_EFFORT))
     micro_batch = grouped(problem, batch, cells)
+    if problem.has_equal_units and problem.micro_batches > 1:
+        units = batch.per_sample(batch.image_units)[problem.order]
+        round_units(cells, units, int(problem.unit_costs[0]), micro_batch, problem.ranks)
     return _ranked(cells.loads, micro_batch, problem.ranks)[cells.cell]
 
 
@@ -99,17 +103,38 @@ def lower_levels(cells: Cells, ranks: int, effort: Effort) -> Cells:
 
 def _lower(cells: Cells, ranks: int, keep: float) -> Ints | None:
     """[cells] levels that leave so much of the idle time; None where single samples set every level."""
-    order = falling(cells.loads).reshape(-1, ranks)
-    sorted_loads = cells.loads[order]
-    top, mean = sorted_loads[:, 0].astype(np.float64), sorted_loads.mean(axis=1)
-    heaviest = np.zeros(len(cells.count), np.int64)
-    np.maximum.at(heaviest, cells.cell, cells.costs)
-    forced = heaviest[order].max(axis=1)
-    idle = top - mean
-    movable = np.where(top > forced * _GOAL, idle, 0.0)
+    groups = falling(cells.loads).reshape(-1, ranks)
+    loads = cells.loads[groups]
+    top, heaviest = loads[:, 0].astype(np.float64), _heaviest(cells)
+    idle = top - loads.mean(axis=1)
+    movable = idle.copy()
+    if heaviest.max() * _GOAL >= top[0]:
+        movable[0] = 0
     if not movable.any():
         return None
-    wanted = np.maximum(top - (1 - keep) * idle.sum() * movable / movable.sum(), forced)
+    wanted = np.maximum(top - (1 - keep) * idle.sum() * movable / movable.sum(), 0)
+    wanted[0] = max(wanted[0], heaviest.max())
+    for step in range(len(groups) - 1, 0, -1):
+        _promote(groups, step, wanted, cells.loads, heaviest)
     levels = np.empty(len(cells.loads), np.int64)
-    levels[order] = np.ceil(wanted).astype(np.int64)[:, None]
+    levels[groups] = np.ceil(wanted).astype(np.int64)[:, None]
     return levels
+
+
+def _heaviest(cells: Cells) -> Ints:
+    """[cells] cost of the heaviest sample."""
+    heaviest = np.zeros(len(cells.count), np.int64)
+    np.maximum.at(heaviest, cells.cell, cells.costs)
+    return heaviest
+
+
+def _promote(groups: Ints, step: int, wanted: Floats, loads: Ints, heaviest: Ints) -> None:
+    """Cells with a sample above the level of their micro-batch change places with light cells of the one before."""
+    high = np.flatnonzero(heaviest[groups[step]] > wanted[step])
+    others = np.flatnonzero(heaviest[groups[step - 1]] <= wanted[step])
+    low = others[rising(loads[groups[step - 1, others]])][: len(high)]
+    high = high[falling(heaviest[groups[step, high]])]
+    if len(low) < len(high):
+        wanted[step] = heaviest[groups[step, high[len(low)]]]
+        high = high[: len(low)]
+    groups[step, high], groups[step - 1, low] = groups[step - 1, low], groups[step, high]

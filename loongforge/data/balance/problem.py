@@ -37,6 +37,11 @@ class Problem:
         """How many there are."""
         return self.ranks * self.micro_batches
 
+    @property
+    def has_equal_units(self) -> bool:
+        """There are units, and all cost the same."""
+        return len(self.unit_costs) > 0 and bool(self.unit_costs.min() == self.unit_costs.max())
+
     def llm_cost_of(self, tokens: Ints) -> Ints:
         """Cost of documents of so many tokens, rounded down."""
         return np.floor(self.cost.documents(np.maximum(tokens, 0)) * self.scale).astype(np.int64)

@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from loongforge.data.preview import Preview
+from loongforge.data.show.terminal import legend, sample_text
+
 _COLUMNS = ("step", "loss", "lr", "grad norm", "tokens/s", "ms/step", "wait", "GiB", "left out", "eta")
 _MOST_PIECES = 160  # of a sample that is shown
 _FIRST = 3  # steps that are always shown
@@ -80,21 +83,10 @@ class Console:
         )
         self.out.print(table)
 
-    def sample(self, pieces: list[tuple[str, bool, bool]], *, sample_id: str) -> None:
-        """One processed sample: (text, learned, is_image) of each token or image run."""
-        shown = Text(f"sample {sample_id}: ")
-        for text, learned, is_image in pieces[:_MOST_PIECES]:
-            visible = text.replace("\n", "\\n")
-            if self.rich:
-                shown.append(visible, style="bold green" if learned else "magenta" if is_image else "dim")
-            else:
-                shown.append(f"[{visible}]" if learned else visible)
-        if len(pieces) > _MOST_PIECES:
-            shown.append(f" ... {len(pieces) - _MOST_PIECES} more")
-        self.out.print(shown)
-        self.out.print(
-            Text("what is learned is green" if self.rich else "what is learned stands in [brackets]", style="dim")
-        )
+    def sample(self, shown: Preview) -> None:
+        """One processed sample."""
+        self.out.print(sample_text(shown, coloured=self.rich, most=_MOST_PIECES))
+        self.out.print(Text(legend(coloured=self.rich), style="dim"))
 
     def start(self, step: int) -> None:
         """Training begins after `step` steps."""

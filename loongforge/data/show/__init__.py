@@ -1,0 +1,1 @@
+"""Samples as the model sees them, for the eye."""
