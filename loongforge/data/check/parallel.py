@@ -8,6 +8,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
@@ -57,6 +58,8 @@ def _forked(inspector: Inspector, chunks: Sequence[np.ndarray], workers: int) ->
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise RuntimeError("a process that read samples died (out of memory?); --workers 1 shows where") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
