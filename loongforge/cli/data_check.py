@@ -97,9 +97,9 @@ def _check_path(args: Namespace) -> int:
 def _check(
     specs: dict[str, Spec], image_dir: str | None, processor: SampleProcessor, args: Namespace, config: Config | None
 ) -> int:
-    from loongforge.data.check.parallel import default_workers
     from loongforge.data.check.report import Pace, as_json, as_text
     from loongforge.data.check.run import open_sets
+    from loongforge.data.workers import default_workers
 
     sets = open_sets(specs, image_dir, args.samples)
     workers = args.workers or default_workers()

@@ -20,7 +20,7 @@ from loongforge.data.sample import SampleError
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own limit for a warning)."""
 
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 # Pillow also reads formats that run other programs (EPS) or are no pictures; data from elsewhere gets none of these.
 
 _TURNED_IN_PNG = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a PNG can say which side is up

@@ -15,7 +15,8 @@ from loongforge.cli.main import VERBS, main
 Capture = pytest.CaptureFixture[str]
 
 _HEAVY = ("torch", "transformers", "megatron", "numpy", "rich", "PIL", "sklearn")
-_SUBVERBS = ["recipes list", "recipes show", "recipes copy", "components list", "config show", "data build"]
+_SUBVERBS = ["recipes list", "recipes show", "recipes copy", "components list", "config show"]
+_SUBVERBS += ["data build", "data check", "data preview"]
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,62 @@ def test_skip_has_a_limit(train: Train, tmp_path: Path) -> None:
     assert "data.max_bad=2" in printed
 
 
+def _with_left_out(folder: Path) -> Path:
+    """A quarter of the samples cannot be read, a quarter is too long."""
+    kinds = [_sample(), _sample(), _sample(image="bad.png"), _sample(answer="7 " * 200)]
+    return _jsonl(folder, *(kinds[n % 4] for n in range(16)))
+
+
+def _left_out() -> list[int]:
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    return [line["left_out"] for line in lines if "loss" in line]
+
+
+def test_too_long_samples_are_dropped(train: Train, tmp_path: Path) -> None:
+    data = _jsonl(tmp_path / "mine", *[_sample(), _sample(answer="7 " * 200)] * 8)
+    options = [f"data.train={data}", "data.too_long=drop", "data.max_bad=0", "logging.every=1"]
+    code, printed = train(*options)
+    assert code == 0, printed
+    noted = [json.loads(line) for line in Path("run/quarantine.jsonl").read_text().splitlines()]
+    assert noted and all(entry["dropped"] and "longer than 128" in entry["reason"] for entry in noted)
+    counts = _left_out()
+    assert 0 < counts[0] <= counts[1]
+    header, *lines = [line.split() for line in printed.splitlines() if line.split()[:1] in (["step"], ["1/2"], ["2/2"])]
+    assert header[-3:] == ["left", "out", "eta"]
+    assert [int(line[-2]) for line in lines] == counts
+
+
+def test_too_long_samples_are_cut(train: Train, tmp_path: Path) -> None:
+    code, printed = train(
+        f"data.train={_jsonl(tmp_path / 'mine', _sample(answer='7 ' * 200))}", "data.too_long=truncate_text"
+    )
+    assert code == 0, printed
+    assert not Path("run/quarantine.jsonl").exists()
+
+
+def test_ratio_of_samples_left_out(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loongforge.data.quarantine.MIN_SEEN", 8)
+    data = [f"data.train={_with_left_out(tmp_path / 'mine')}", "data.bad_sample=skip", "data.too_long=drop"]
+    code, printed = train(*data, "data.max_bad_ratio=0.2")
+    assert code == 2
+    assert "data.max_bad_ratio=0.2" in printed and "left out" in printed
+    assert Path("run/quarantine.jsonl").exists()
+    assert train(*data, "data.max_bad_ratio=0.95", "run.dir=other")[0] == 0
+
+
+def test_count_of_samples_left_out_goes_on_after_resume(train: Train, tmp_path: Path) -> None:
+    data = [f"data.train={_with_left_out(tmp_path / 'mine')}", "data.bad_sample=skip", "data.too_long=drop"]
+    assert train(*data, "trainer.steps=4")[0] == 0
+    whole = _left_out()
+    shutil.rmtree("run")
+    assert train(*data, "trainer.steps=4", "checkpoint.every=2")[0] == 0
+    shutil.rmtree("run/checkpoints/step_00000004")
+    Path("run/checkpoints/LATEST").write_text("step_00000002")
+    code, printed = train(*data, "trainer.steps=4", "checkpoint.every=2")
+    assert code == 0 and "going on after step 2" in printed, printed
+    assert _left_out() == whole and whole[0] < whole[-1]
+
+
 def test_another_form_of_the_optimizers_state(train: Train) -> None:
     assert train()[0] == 0
     code, printed = train("trainer.steps=3", "optimizer.distributed=true", "model.vision.dtype=bf16")
