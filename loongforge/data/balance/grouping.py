@@ -1,7 +1,7 @@
 """Which cells form a micro-batch: those of like cost in the language model, or of like largest image unit.
 
-A micro-batch costs as much as its heaviest cell, and in the encoder at least as much as its heaviest unit. Where cells cost
-about the same, those with heavy units had better come together.
+A micro-batch costs as much as its heaviest cell, and in the encoder at least as much as its heaviest unit. Where cells
+cost about the same, those with heavy units had better come together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Packs of samples within a token budget: best-fit-decreasing on the histogram of lengths.
 
-Best-fit-decreasing puts samples, from the longest to the shortest, each into the fullest pack that has room for it. Packs
-with the same room are alike, and so are samples of one length: a step serves as many as there are of both
+Best-fit-decreasing puts samples, from the longest to the shortest, each into the fullest pack that has room for it.
+Packs with the same room are alike, and so are samples of one length: a step serves as many as there are of both
 (cf. Krell et al. 2021, arXiv:2107.02027).
 """
 

@@ -1,7 +1,7 @@
 """Equal units cannot be split: U of them take D ranks ceil(U / D) turns in every micro-batch.
 
-With tiles of one size that rounding up costs percents, K times a step. Swaps of samples of nearly the same length between
-micro-batches make the number of units of most a multiple of D, so that the step rounds up once.
+With tiles of one size that rounding up costs percents, K times a step. Swaps of samples of nearly the same length
+between micro-batches make the number of units of most a multiple of D, so that the step rounds up once.
 """
 
 from __future__ import annotations
