@@ -38,6 +38,8 @@ class World:
 def joined_world(backend: Backend) -> Iterator[World]:
     """Activates the backend and joins the default process group; leaves it at the end.
 
+    A rank of several that fails does not leave: its peers would fail over that before anybody knows why. It ends.
+
     Args:
         backend: Whose devices and collectives to use.
     """
@@ -49,12 +51,15 @@ def joined_world(backend: Backend) -> Iterator[World]:
         dist.init_process_group(backend.dist_backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group(backend.dist_backend, timeout=_TIMEOUT)
+    failed = True
     try:
         yield world
+        failed = False
     finally:
-        parallel_state.destroy_model_parallel()  # so that this process can join another world later
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        if not failed or world.size == 1:
+            parallel_state.destroy_model_parallel()  # so that this process can join another world later
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
 
 def sum_over_world(values: torch.Tensor) -> torch.Tensor:

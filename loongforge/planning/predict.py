@@ -20,6 +20,7 @@ from loongforge.planning.traffic import (
     llm_context_parallel,
     llm_tensor_parallel,
     merged_rows,
+    returned_rows,
 )
 from loongforge.planning.workload import LABEL_SHARE, Costs
 
@@ -84,7 +85,7 @@ class Prediction:
 def predict(costs: Costs, layout: Layout, device: Device) -> Prediction:
     """Memory and time of a step."""
     memory, fullest = max(
-        ((memory_on(costs, layout, rank), rank) for rank in kinds_of_ranks(layout)), key=lambda pair: pair[0].total
+        ((memory_on(costs, layout, rank), rank) for rank in fullest_candidates(layout)), key=lambda pair: pair[0].total
     )
     found = Prediction(layout, Shape.of(costs, layout), costs.step_flops, memory, fullest)
     stages = _llm_times(costs, found, device)
@@ -97,11 +98,20 @@ def predict(costs: Costs, layout: Layout, device: Device) -> Prediction:
     return found
 
 
-def kinds_of_ranks(layout: Layout) -> list[int]:
-    """A rank of each pipeline stage, and one of a decoupled encoder; every other rank costs as much as one of these."""
-    grid = layout.llm
-    found = [grid.ranks[stage * len(grid.ranks) // grid.pp] for stage in range(grid.pp)]
-    return found + ([layout.vision.ranks[0]] if layout.decoupled and layout.vision is not None else [])
+def fullest_candidates(layout: Layout) -> list[int]:
+    """Ranks one of which holds most: the first stage has the most micro-batches in flight, the last one the logits;
+    each with and without a part of the encoder, and an encoder on ranks of its own."""
+    grid, encoders = layout.llm, layout.vision
+    size = len(grid.ranks) // grid.pp
+    stages = [grid.ranks[:size], grid.ranks[-size:]] if grid.pp > 1 else [grid.ranks]
+    found = [stage[0] for stage in stages]
+    if encoders is None or (len(encoders.ranks) == len(grid.ranks) and not layout.decoupled):
+        return found
+    if layout.decoupled:
+        return [*found, encoders.ranks[0]]
+    for stage in (grid.ranks[first : first + size] for first in range(0, len(grid.ranks), size)):
+        found += sorted(set(stage) & set(encoders.ranks))[:1]
+    return found
 
 
 def _seconds(device: Device, calls: Collectives) -> float:
@@ -148,11 +158,11 @@ def _encoder_time(costs: Costs, found: Prediction, device: Device) -> float:
 
 def _row_time(costs: Costs, found: Prediction, device: Device) -> float:
     """Seconds of a window's rows to the busiest merging rank, and of their gradients back."""
-    if found.layout.world_size == 1 or not found.shape.images:
-        return 0.0
-    ways = 1 if costs.part("vision").freeze and costs.part("projector").freeze else 2
-    received = merged_rows(costs, found.layout, found.shape)
-    return ways * (received / device.bandwidth(found.layout.world_size) + device.latency_us * 1e-6)
+    apart = found.layout.decoupled
+    rows = merged_rows(costs, found.layout, found.shape, encodes=not apart)
+    gradients = returned_rows(costs, found.layout, found.shape, merges=not apart)
+    ways = int(rows > 0) + int(gradients > 0)
+    return (rows + gradients) / device.bandwidth(found.layout.world_size) + ways * device.latency_us * 1e-6
 
 
 def _schedule(found: Prediction, stages: list[float], encode: float) -> None:
@@ -167,10 +177,10 @@ def _schedule(found: Prediction, stages: list[float], encode: float) -> None:
     drains = 1 if decoupled else shape.windows  # colocated: the pipeline is drained after each window
     times.bubble = drains * (sum(stages) - max(stages))
     if decoupled:
-        # the LLM waits for the first window and the encoder for the last gradients; the rest passes side by side
-        llm = shape.micro_batches * max(stages) + times.bubble
-        encoder = shape.windows * encode
-        times.hidden = max(llm, encoder) + encode - llm - encoder if shape.windows > 1 else 0.0
+        # the LLM waits for the first window and the encoder for the last gradients, or for the LLM's last window
+        llm, encoder = shape.micro_batches * max(stages) + times.bubble, shape.windows * encode
+        last = shape.window * max(stages) + times.bubble
+        times.hidden = min(0.0, max(llm + encode, encoder + last) - llm - encoder)
 
 
 def _state_times(costs: Costs, found: Prediction, device: Device) -> None:

@@ -53,16 +53,21 @@ class Collectives:
 
 
 def llm_tensor_parallel(costs: Costs, layout: Layout, shape: Shape) -> Collectives:
-    """Of a micro-batch in a stage: two all-reduces per layer and direction, or as much in gathers and scatters."""
-    grid, passes = layout.llm, _passes(costs, "llm")
+    """Of a micro-batch in a stage: two all-reduces per layer and pass, recomputation included. Sequence parallelism
+    makes a gather and a scatter of each, and gathers the inputs of both products once more for the backward pass."""
+    grid, passes = layout.llm, _passes(costs, "llm") + _recomputed(costs)
     calls = 2 * costs.llm.num_layers / grid.pp * passes
-    return Collectives.sums(grid.tp, grid.tp, calls * _stage_bytes(costs, layout, shape), calls)
+    size = _stage_bytes(costs, layout, shape)
+    if not layout.sequence_parallel:
+        return Collectives.sums(grid.tp, grid.tp, calls * size, calls)
+    again = 2 * costs.llm.num_layers / grid.pp * (1 if _passes(costs, "llm") > 1 else 0)
+    return Collectives.gathers(grid.tp, grid.tp, (2 * calls + again) * size, 2 * calls + again)
 
 
 def llm_context_parallel(costs: Costs, layout: Layout, shape: Shape) -> Collectives:
     """Of a micro-batch in a stage: keys and values gathered in every layer, their gradients scattered."""
     grid, llm = layout.llm, costs.llm
-    calls = llm.num_layers / grid.pp * _passes(costs, "llm")
+    calls = llm.num_layers / grid.pp * (_passes(costs, "llm") + _recomputed(costs))
     tokens = shape.micro_batch * costs.workload.tokens
     volume = calls * tokens * llm.kv_width / grid.tp * costs.size("llm")
     return Collectives.gathers(grid.cp, grid.tp * grid.cp, volume, calls)
@@ -77,25 +82,45 @@ def encoder_tensor_parallel(costs: Costs, layout: Layout, shape: Shape) -> Colle
     """Of a window on the busiest encoder replica: two all-reduces per layer and direction."""
     vision, grid = costs.vision, layout.vision
     assert vision is not None and grid is not None
-    passes = 1 if vision.freeze else 2
+    passes = 1 if vision.freeze else 2 + _recomputed(costs)
     images = shape.images_on(layout, "vision")
     volume = passes * images * vision.reduced_per_image() * costs.size("vision")
     return Collectives.sums(grid.tp, grid.tp, volume, 2 * passes * vision.built_layers)
 
 
-def merged_rows(costs: Costs, layout: Layout, shape: Shape) -> float:
-    """Bytes of image-token embeddings of a window that a rank of the LLM's first stage merges."""
-    grid = layout.llm
-    rows = shape.images * costs.image_tokens / grid.cp / (grid.tp if layout.sequence_parallel else 1)
+def merged_rows(costs: Costs, layout: Layout, shape: Shape, *, encodes: bool) -> float:
+    """Bytes of image-token embeddings of a window that a rank of the LLM's first stage receives.
+
+    Args:
+        costs: Of the recipe.
+        layout: Of the run.
+        shape: Of its batches.
+        encodes: The rank is also one of the encoder's: what it has made of its own images does not travel.
+    """
+    own = min(1.0, layout.dp / layout.grids()["projector"].dp) if encodes else 0.0
+    rows = (1 - own) * shape.images * costs.image_tokens / _parts(layout)
     return rows * costs.llm.hidden_size * costs.size("llm")
 
 
-def returned_rows(costs: Costs, layout: Layout, shape: Shape) -> float:
-    """Bytes of gradients of a window that an encoder rank gets back; none where encoder and projector are frozen."""
+def returned_rows(costs: Costs, layout: Layout, shape: Shape, *, merges: bool) -> float:
+    """Bytes of gradients of a window that an encoder rank receives; none where encoder and projector are frozen.
+
+    Args:
+        costs: Of the recipe.
+        layout: Of the run.
+        shape: Of its batches.
+        merges: The rank is also one of the LLM's first stage: it has the gradients of what it merges itself.
+    """
     if costs.part("vision").freeze and costs.part("projector").freeze:
         return 0.0
-    rows = shape.images_on(layout, "projector") * costs.image_tokens
+    own = min(1.0, layout.grids()["projector"].dp / layout.dp) / _parts(layout) if merges else 0.0
+    rows = (1 - own) * shape.images_on(layout, "projector") * costs.image_tokens
     return rows * costs.llm.hidden_size * costs.size("llm")
+
+
+def _parts(layout: Layout) -> int:
+    """Parts into which context and sequence parallelism cut a row."""
+    return layout.llm.cp * (layout.llm.tp if layout.sequence_parallel else 1)
 
 
 def gradient_collectives(costs: Costs, layout: Layout, name: str, stage: int) -> list[Collectives]:
@@ -119,21 +144,29 @@ def traffic_on(costs: Costs, layout: Layout, rank: int) -> Traffic:
             continue
         found.gradients += sum(part.received for part in gradient_collectives(costs, layout, name, place.pp))
         if name == "llm":
-            _add_llm(found, costs, layout, shape, place)
+            _add_llm(found, costs, layout, shape, place, encodes=_on(layout, "projector", rank))
         elif name == "vision":
             found.tensor_parallel += shape.windows * encoder_tensor_parallel(costs, layout, shape).received
-        elif layout.world_size > 1:
-            found.image_rows += shape.windows * returned_rows(costs, layout, shape)
+        else:
+            merges = _on(layout, "llm", rank, stage=0)
+            found.image_rows += shape.windows * returned_rows(costs, layout, shape, merges=merges)
     return found
 
 
-def _add_llm(found: Traffic, costs: Costs, layout: Layout, shape: Shape, place: Coordinates) -> None:
+def _on(layout: Layout, name: str, rank: int, stage: int | None = None) -> bool:
+    """Whether a rank holds a part of a component, of this stage."""
+    grid = layout.grid(name)
+    place = grid.place(rank) if grid is not None else None
+    return place is not None and stage in (None, place.pp)
+
+
+def _add_llm(found: Traffic, costs: Costs, layout: Layout, shape: Shape, place: Coordinates, *, encodes: bool) -> None:
     grid, number = layout.llm, shape.micro_batches
     found.tensor_parallel += number * llm_tensor_parallel(costs, layout, shape).received
     found.context_parallel += number * llm_context_parallel(costs, layout, shape).received
     found.pipeline += number * _directions(grid, place.pp, costs) * between_stages(costs, layout, shape)
-    if place.pp == 0 and layout.vision is not None and layout.world_size > 1:
-        found.image_rows += shape.windows * merged_rows(costs, layout, shape)
+    if place.pp == 0 and layout.vision is not None:
+        found.image_rows += shape.windows * merged_rows(costs, layout, shape, encodes=encodes)
 
 
 def _directions(grid: Grid, stage: int, costs: Costs) -> int:
@@ -144,6 +177,11 @@ def _directions(grid: Grid, stage: int, costs: Costs) -> int:
 def _stage_bytes(costs: Costs, layout: Layout, shape: Shape) -> float:
     tokens = shape.micro_batch * costs.workload.tokens / layout.llm.cp
     return tokens * costs.llm.hidden_size * costs.size("llm")
+
+
+def _recomputed(costs: Costs) -> int:
+    """Forward passes that are done twice."""
+    return 1 if costs.config.trainer.recompute == "full" and _passes(costs, "llm") > 1 else 0
 
 
 def _passes(costs: Costs, name: str) -> int:

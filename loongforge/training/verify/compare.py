@@ -57,6 +57,8 @@ def compare(reference: Outcome, ranks: Sequence[Outcome]) -> Comparison:
     if not found.norm <= NORM:
         found.problems.append(f"gradient norms differ by {norm:.1e} relative, more than {NORM:.0e}")
     found.problems += [f"replicas of {name} are not the same on all ranks" for name in first.differing]
+    moved = sorted({name for rank in ranks for name in rank.moved})
+    found.problems += [f"{name} is frozen and has changed" for name in moved]
     _compare_gradients(reference, ranks, found)
     _compare_parameters(reference, ranks, found)
     found.components = {name: found.components[name] for name in COMPONENTS if name in found.components}

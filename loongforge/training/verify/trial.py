@@ -57,7 +57,7 @@ class Trial:
 
     def run(self, steps: Iterable[int]) -> Outcome:
         """Trains some steps. Collective over the world."""
-        outcome = Outcome()
+        outcome, frozen = Outcome(), frozen_parameters(self.model)
         for number, step in enumerate(steps):
             outcome.losses.append(self.learn(step))
             if number == 0:
@@ -67,6 +67,7 @@ class Trial:
             outcome.norms.append(self.optimizers.step(rate).grad_norm)
             outcome.differing += differing_replicas(self.model, self.groups)
         outcome.parameters = full_parameters(self.model, self.groups)
+        outcome.moved = [name for name, bits in frozen_parameters(self.model).items() if bits != frozen[name]]
         outcome.differing = sorted(set(outcome.differing))
         return outcome
 
@@ -117,6 +118,20 @@ def full_parameters(model: VisionLanguageModel, groups: Groups) -> dict[str, np.
     return found
 
 
+def frozen_parameters(model: VisionLanguageModel) -> dict[str, int]:
+    """Checksums of this rank's parameters that take no gradient."""
+    return {
+        f"{component}.{name}": _checksum(param)
+        for component, part in model.components().items()
+        for name, param in global_parameters(part)
+        if not param.requires_grad
+    }
+
+
+def _checksum(param: torch.Tensor) -> int:
+    return zlib.crc32(param.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
+
 def differing_replicas(model: VisionLanguageModel, groups: Groups) -> list[str]:
     """Parameters of which two ranks hold different bits where they should hold the same. Collective over the world."""
     mine = []
@@ -125,7 +140,6 @@ def differing_replicas(model: VisionLanguageModel, groups: Groups) -> list[str]:
         assert collection is not None
         for name, param in global_parameters(part):
             shard = collection.tp.rank() if getattr(param, "tensor_model_parallel", False) else 0
-            bits = param.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-            mine.append((f"{component}.{name}", shard, zlib.crc32(bits)))
+            mine.append((f"{component}.{name}", shard, _checksum(param)))
     known: dict[tuple[str, int], int] = {}
     return [name for name, shard, crc in gather_lists(mine) if known.setdefault((name, shard), crc) != crc]
