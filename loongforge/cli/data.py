@@ -1,4 +1,4 @@
-"""`loongforge data`: builds, checks and shows data."""
+"""`loongforge data`: builds, indexes, checks and shows data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _EXAMPLES = """
 
 _VERBS = {
     "build": "write an embedded data set",
+    "index": "write where every sample lies and what it holds, once",
     "check": "read everything that a run would read, and say what is wrong with it",
     "preview": "show samples as the model sees them",
 }

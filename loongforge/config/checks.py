@@ -49,6 +49,7 @@ _RANGES: dict[str, Check] = {
     "data.max_length": _at_least(2),
     "data.max_bad": _NOT_NEGATIVE,
     "data.max_bad_ratio": _share,
+    "data.max_sample_bytes": _POSITIVE,
     "data.prefetch": _NOT_NEGATIVE,
     "data.image_token": _not_empty,
     "data.train": _not_empty,

@@ -92,7 +92,9 @@ class SourceConfig:
     path: str
     """File, folder, or brace/glob pattern of shards."""
     weight: float = 1.0
-    """Share of the samples drawn from this source, relative to the others."""
+    """Share of the samples drawn from this source, relative to the others; exact over whole rounds."""
+    repeat: float | None = None
+    """In place of weights, for all sources or none: how often this one is gone through while one with 1 is, once."""
 
 
 @dataclass(kw_only=True)
@@ -104,11 +106,14 @@ class DataConfig:
     dir: str | None = None
     """Where the embedded data set is built."""
     train: str | list[SourceConfig]
-    """Training data: JSONL, LLaVA JSON, or webdataset shards (path, brace or glob pattern), or a list."""
+    """Training data: webdataset shards, JSONL, LLaVA or ShareGPT JSON, Parquet or Arrow; a path, folder, brace or glob
+    pattern, here or wherever fsspec reads (`s3://...`), or a list of these."""
     eval: str | list[SourceConfig] | None = None
     """Held-out data, in the same forms."""
     image_dir: str | None = None
     """Folder that image paths are relative to; null: the folder of the file that names them."""
+    index_dir: str | None = None
+    """Folder of the index files that `loongforge data index` writes; null: beside the data."""
     tokenizer: str
     """Folder of a Hugging Face tokenizer with a chat template."""
     chat_template: str | None = None
@@ -126,6 +131,8 @@ class DataConfig:
     too_long: Literal["drop", "fail", "truncate_text"] = "fail"
     """What a sample beyond `max_length` is. `fail`: a bad one, see `bad_sample`; `drop`: always left out and noted, not
     counted by `max_bad`; `truncate_text`: cut to fit, images and at least one label token stay."""
+    max_sample_bytes: int = 268435456
+    """A sample whose files are larger together is a bad one, and is not read."""
     prefetch: int = 2
     """Steps that are prepared ahead in the background; 0: none."""
     shuffle: bool = True

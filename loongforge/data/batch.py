@@ -69,7 +69,14 @@ class StepData:
     """Of the arrangement of the global batch: the same on every rank, or they have not seen the same data."""
 
 
-def collate(samples: list[ProcessedSample], processor: SampleProcessor, *, rows: int, length: int) -> Batch:
+def collate(
+    samples: list[ProcessedSample],
+    processor: SampleProcessor,
+    *,
+    rows: int,
+    length: int,
+    image_plan: ImagePlan | None = None,
+) -> Batch:
     """Makes a batch of `rows` rows; rows without a sample are padding (no label, no image, id "").
 
     Args:
@@ -77,6 +84,7 @@ def collate(samples: list[ProcessedSample], processor: SampleProcessor, *, rows:
         processor: pads and normalises.
         rows: B.
         length: S, at least the longest sample.
+        image_plan: of the batch.
     """
     import torch
 
@@ -94,6 +102,7 @@ def collate(samples: list[ProcessedSample], processor: SampleProcessor, *, rows:
         images=torch.from_numpy(pixels),
         lengths=torch.from_numpy(lengths),
         ids=[sample.id for sample in samples] + [""] * (rows - len(samples)),
+        image_plan=image_plan,
     )
 
 

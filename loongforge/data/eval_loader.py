@@ -60,7 +60,7 @@ class EvalLoader:
         """
         if data.eval is None:
             raise UserError("data.eval is not set: there is no held-out data; give a path, pattern or list")
-        self.sources = [source for source, _ in open_sources(data.eval, "data.eval", data.image_dir)]
+        self.sources = [source for source, _ in open_sources(data.eval, "data.eval", data.image_dir, data.index_dir)]
         everything = [(s, i) for s, source in enumerate(self.sources) for i in range(len(source))]
         self._chosen = everything if limit is None else [everything[i] for i in spread(len(everything), limit)]
         self.processor = processor
@@ -102,7 +102,7 @@ class EvalLoader:
         sample = self._load(source, index)
         if sample is None:
             return None
-        raw = self.sources[source].load(index)
+        raw = self.sources[source].load(index, self.processor.max_sample_bytes)
         if raw.text is not None:
             return self._continuation(raw, sample)
         *prompt, answer = raw.messages

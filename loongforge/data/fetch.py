@@ -51,24 +51,24 @@ class SampleFetcher:
     def __init__(self, sources: Sequence[Source], processor: SampleProcessor):
         self.sources = list(sources)
         self.processor = processor
-        self._cache: dict[tuple[int, int], ProcessedSample] = {}
+        self._cache: dict[tuple[int, int, tuple[int, ...] | None], ProcessedSample] = {}
         self._room = CACHE_BYTES
 
-    def fetch(self, source: int, index: int) -> ProcessedSample:
-        """One processed sample.
+    def fetch(self, source: int, index: int, only: tuple[int, ...] | None = None) -> ProcessedSample:
+        """One processed sample, of whose images `only` those numbers are decoded (None: all).
 
         Raises:
             BadSampleError: it cannot be learned from.
             UserError: no sample can.
         """
-        known = self._cache.get((source, index))
+        known = self._cache.get((source, index, only))
         if known is not None:
             return known
-        sample = self.apply(source, index, self.processor)
+        sample = self.apply(source, index, partial(self.processor, only=only))
         size = sample.nbytes
         if size <= self._room:  # no eviction: in a shuffled epoch every sample is as likely as any other to come next
             self._room -= size
-            self._cache[source, index] = sample
+            self._cache[source, index, only] = sample
         return sample
 
     def measure(self, source: int, index: int, *, decode: bool = False) -> SampleMeta:
@@ -84,7 +84,7 @@ class SampleFetcher:
         location = self.sources[source].locate(index)
         name = location.key
         try:
-            raw = self.sources[source].load(index)
+            raw = self.sources[source].load(index, self.processor.max_sample_bytes)
             name = raw.id
             return process(raw)
         except SampleError as error:

@@ -1,86 +1,50 @@
-"""What a plan needs to know of every sample, remembered in a few bytes."""
+"""What a plan needs to know of every sample: read from index files, or found on first use and remembered."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 
-import numpy as np
-
 from loongforge.data.fetch import BadSampleError, SampleFetcher
+from loongforge.data.meta_columns import MetaColumns
+from loongforge.data.meta_index import read_index
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import SampleMeta
 from loongforge.data.sources import Source
+from loongforge.data.sources.base import find_part
 
-__all__ = ["MetaColumns", "MetadataTable", "SampleMeta"]
+__all__ = ["MetadataTable", "SampleMeta"]
 
-_BAD = -1
-
-
-class MetaColumns:
-    """Metadata of numbered samples: 20 bytes each and 8 for every image. Safe to use from several threads."""
-
-    def __init__(self, size: int):
-        """Room for `size` samples, of which nothing is known yet; memory is taken as they come."""
-        self._text = np.zeros(size, np.int32)  # 0: not known, _BAD: see _problems
-        self._labels = np.zeros(size, np.int32)
-        self._counts = np.zeros(size, np.int32)
-        self._firsts = np.zeros(size, np.int64)  # into _sizes
-        self._sizes = np.zeros((256, 2), np.int32)
-        self._used = 0
-        self._problems: dict[int, str] = {}
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._text)
-
-    def get(self, index: int) -> SampleMeta | None:
-        """What is known of a sample; None: nothing."""
-        with self._lock:
-            text = int(self._text[index])
-            if text == _BAD:
-                return SampleMeta(0, 0, (), self._problems[index])
-            first, count = int(self._firsts[index]), int(self._counts[index])
-            sizes = tuple((width, height) for width, height in self._sizes[first : first + count].tolist())
-            return SampleMeta(text, int(self._labels[index]), sizes) if text else None
-
-    def put(self, index: int, meta: SampleMeta) -> None:
-        """Remembers a sample; what is known already stays."""
-        with self._lock:
-            if self._text[index]:
-                return
-            if meta.problem is not None:
-                self._problems[index] = meta.problem
-                self._text[index] = _BAD
-                return
-            self._labels[index] = meta.label_tokens
-            self._firsts[index], self._counts[index] = self._used, len(meta.image_sizes)
-            self._append(meta.image_sizes)
-            self._text[index] = meta.text_tokens
-
-    def _append(self, sizes: Sequence[tuple[int, int]]) -> None:
-        end = self._used + len(sizes)
-        if end > len(self._sizes):
-            self._sizes = np.concatenate([self._sizes, np.zeros((max(end, len(self._sizes)), 2), np.int32)])
-        if sizes:
-            self._sizes[self._used : end] = sizes
-        self._used = end
+_log = logging.getLogger(__name__)
 
 
 class MetadataTable:
-    """Metadata of all samples of several sources, found on first use. Safe to use from several threads."""
+    """Metadata of all samples of several sources. Safe to use from several threads."""
 
-    def __init__(self, sources: Sequence[Source], processor: SampleProcessor, *, decode: bool = False):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        processor: SampleProcessor,
+        *,
+        decode: bool = False,
+        index_dir: str | None = None,
+    ):
         """Args:
 
         sources: as opened by `open_sources`.
         processor: the run's.
         decode: decode every image as the run would, so that a sample without `problem` is certainly good. Otherwise
             headers are read, and an image that is broken behind its header is found when it is fetched.
+        index_dir: `data.index_dir`. An index that does not fit data, tokenizer or recipe is told in the log once for
+            each reason, and not used.
         """
         self._fetcher = SampleFetcher(sources, processor)
         self._decode = decode
-        self._columns = [MetaColumns(len(source)) for source in sources]
+        self._index_dir = index_dir
+        self._columns: list[list[MetaColumns | None]] = [[None] * len(source.parts) for source in sources]
+        self._told: set[tuple[int, str]] = set()
+        self._lock = threading.Lock()
 
     def get(self, source: int, index: int) -> SampleMeta:
         """Metadata of a sample; `problem` is set exactly where `SampleFetcher.fetch` would raise `BadSampleError`.
@@ -88,12 +52,32 @@ class MetadataTable:
         Raises:
             UserError: no sample can be processed, as the chat template does not fit.
         """
-        known = self._columns[source].get(index)
-        if known is not None:
-            return known
-        try:
-            meta = self._fetcher.measure(source, index, decode=self._decode)
-        except BadSampleError as error:
-            meta = SampleMeta(0, 0, (), error.reason)
-        self._columns[source].put(index, meta)
-        return meta
+        part, place = find_part(self._fetcher.sources[source].parts, index)
+        columns = self._columns[source][part] or self._open(source, part)
+        known = columns.get(place)
+        if known is None:
+            known = measure(self._fetcher, source, index, decode=self._decode)
+            columns.put(place, known)
+        return known
+
+    def _open(self, source: int, number: int) -> MetaColumns:
+        with self._lock:
+            columns = self._columns[source][number]
+            if columns is None:
+                opened = self._fetcher.sources[source]
+                columns, why = read_index(opened, number, self._fetcher.processor, self._decode, self._index_dir)
+                if why is not None and (source, why) not in self._told:
+                    self._told.add((source, why))
+                    _log.warning("%s: %s; samples are measured as they come", opened.parts[number].path, why)
+                if columns is None:
+                    columns = MetaColumns(opened.parts[number].stop - opened.parts[number].start)
+                self._columns[source][number] = columns
+            return columns
+
+
+def measure(fetcher: SampleFetcher, source: int, index: int, *, decode: bool) -> SampleMeta:
+    """Metadata of one sample, found now; a bad one has a `problem`."""
+    try:
+        return fetcher.measure(source, index, decode=decode)
+    except BadSampleError as error:
+        return SampleMeta(0, 0, (), error.reason)

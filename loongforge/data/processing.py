@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.chat import GENERATION_HELP, Message, check_roles, count_placeholders, fit_template, marks_answers
 from loongforge.data.images import ImageProcessor
-from loongforge.data.sample import RawSample, SampleError, SampleMeta
+from loongforge.data.sample import MAX_SAMPLE_BYTES, RawSample, SampleError, SampleMeta
 from loongforge.data.truncation import kept_tokens
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class ProcessedSample:
     """uint8 [H, W, 3] each: resized, not yet normalised."""
     num_cut: int = 0
     """Text tokens left out because the sample was too long (`data.too_long: truncate_text`)."""
+    num_images: int = 0
+    """Images of the sample, decoded or not."""
 
     @property
     def nbytes(self) -> int:
@@ -54,6 +56,7 @@ class SampleProcessor:
         num_image_tokens: int = 0,
         image_processor: ImageProcessor | None = None,
         too_long: Literal["drop", "fail", "truncate_text"] = "fail",
+        max_sample_bytes: int = MAX_SAMPLE_BYTES,
     ):
         """Args:
 
@@ -63,6 +66,7 @@ class SampleProcessor:
         num_image_tokens: tokens of one image.
         image_processor: None for a model without vision.
         too_long: `data.too_long`.
+        max_sample_bytes: `data.max_sample_bytes`.
 
         Raises:
             UserError: the image token is not a token.
@@ -73,6 +77,7 @@ class SampleProcessor:
         self.num_image_tokens = num_image_tokens
         self.image_processor = image_processor
         self.too_long = too_long
+        self.max_sample_bytes = max_sample_bytes
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.image_token_id = _image_token_id(tokenizer, image_token) if image_processor is not None else -1
@@ -83,8 +88,12 @@ class SampleProcessor:
             return np.zeros((0, 3, 0, 0), np.float32)
         return self.image_processor.normalise(pixels)
 
-    def __call__(self, sample: RawSample) -> ProcessedSample:
+    def __call__(self, sample: RawSample, *, only: Collection[int] | None = None) -> ProcessedSample:
         """Processes one sample.
+
+        Args:
+            sample: As read.
+            only: Images to decode, by number; None: all.
 
         Raises:
             SampleError: this sample cannot be learned from.
@@ -92,8 +101,8 @@ class SampleProcessor:
         """
         ids, learned, num_cut = self._encode(sample)
         images = self.image_processor
-        pixels = [images.pixels(content) for content in self._contents(sample)] if images is not None else []
-        return ProcessedSample(sample.id, ids, learned, pixels, num_cut)
+        pixels = [images.pixels(content) for content in self._contents(sample, only)] if images is not None else []
+        return ProcessedSample(sample.id, ids, learned, pixels, num_cut, len(sample.images))
 
     def measure(self, sample: RawSample, *, decode: bool = False) -> SampleMeta:
         """What processing a sample would give, from its text and the headers of its images.
@@ -157,9 +166,20 @@ class SampleProcessor:
         assert isinstance(text, str)
         return text
 
-    def _contents(self, sample: RawSample) -> Iterator[bytes]:
+    def _contents(self, sample: RawSample, only: Collection[int] | None = None) -> Iterator[bytes]:
         """The encoded images, one at a time."""
-        return (read() for read in sample.images)
+        total = 0
+        for number, read in enumerate(sample.images):
+            if only is not None and number not in only:
+                continue
+            content = read()
+            total += len(content)
+            if total > self.max_sample_bytes:
+                raise SampleError(
+                    f"its images have more than data.max_sample_bytes={self.max_sample_bytes} together",
+                    problem="too_many_bytes",
+                )
+            yield content
 
     def _encode(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray, int]:
         """(ids, learned, tokens cut) of a sample, checked."""
@@ -317,4 +337,5 @@ def build_processor(
         num_image_tokens=num_image_tokens or 0,
         image_processor=images,
         too_long=data.too_long,
+        max_sample_bytes=data.max_sample_bytes,
     )

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+MAX_SAMPLE_BYTES = 256 << 20
+"""Default of `data.max_sample_bytes`."""
+
 
 class SampleError(ValueError):
     """This one sample cannot be learned from. The message says why; the caller knows which sample it is."""
@@ -71,23 +74,56 @@ TEXT_WITH_IMAGES = (
 )
 """Said of samples whose images would be left out without a word."""
 
-_LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
+_ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "model"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+"""What LLaVA, ShareGPT and OpenAI call the roles."""
 
 
-def messages_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The chat messages of a record, from `messages` or from LLaVA's `conversations`.
+def messages_of(record: dict[str, Any], num_images: int = 0) -> list[dict[str, Any]]:
+    """The chat messages of a record.
+
+    Args:
+        record: with `messages` (transformers, OpenAI), `conversations` (LLaVA, ShareGPT; a `system` text may stand
+            beside them), or `texts` (pairs of `user` and `assistant` about images that come first).
+        num_images: images of the sample, for `texts`.
 
     Raises:
-        SampleError: neither is there, or it is not a list of messages.
+        SampleError: none of these is there, or it is not a list of messages.
     """
     if "messages" in record:
-        return _checked(record["messages"], "messages", "role", "content")
+        return [_openai(i, m) for i, m in enumerate(_checked(record["messages"], "messages", "role", "content"))]
     if "conversations" in record:
         turns = _checked(record["conversations"], "conversations", "from", "value")
-        return [{"role": _LLAVA_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
+        messages = [{"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
+        system = record.get("system")
+        return [{"role": "system", "content": system}, *messages] if system else messages
+    if "texts" in record:
+        return _pairs(_checked(record["texts"], "texts", "user", "assistant"), num_images)
     raise SampleError(
         f"it has none of 'messages', 'conversations', 'text'; its keys are {sorted(record)}", problem="no_messages"
     )
+
+
+def _openai(number: int, message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] == "assistant" and message.get("weight", 1) != 1:
+        raise SampleError(
+            f"messages[{number}] has weight {message['weight']!r}; every answer is learned with weight 1, so take the "
+            "answers that must not be learned out",
+            problem="wrong_type",
+        )
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _pairs(turns: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        messages += [{"role": role, "content": turn[role]} for role in ("user", "assistant")]
+    images = [{"type": "image"}] * num_images
+    messages[0]["content"] = [*images, {"type": "text", "text": messages[0]["content"]}]
+    return messages
 
 
 def _checked(turns: Any, name: str, role: str, content: str) -> list[dict[str, Any]]:
@@ -113,7 +149,7 @@ def id_of(record: dict[str, Any], default: str) -> tuple[str, bool]:
 
 def text_of(record: dict[str, Any]) -> str | None:
     """The raw text of a text sample; None for a conversation."""
-    if "text" not in record or "messages" in record or "conversations" in record:
+    if "text" not in record or any(key in record for key in ("messages", "conversations", "texts")):
         return None
     if not isinstance(record["text"], str):
         raise SampleError(f"'text' must be a string, not {record['text']!r:.80}", problem="wrong_type")

@@ -48,6 +48,9 @@ def micro_batch_size(config: Config, layout: Layout) -> int:
 
 def _batch_problems(config: Config, layout: Layout) -> list[str]:
     whole, micro = config.trainer.global_batch_size, max(1, micro_batch_size(config, layout))
+    if config.packing.enabled:
+        found = f"trainer.global_batch_size={whole} is less than one sample for each of dp={layout.dp} ranks"
+        return [found] if whole < layout.dp else []
     unit = micro * layout.dp
     if whole % unit == 0:
         return []

@@ -33,7 +33,7 @@ class StepCounts:
     balance_llm: float
     """Most tokens of an LLM replica over the mean."""
     balance_vision: float
-    """Most images of an encoder replica over the mean (of an LLM replica where rows are padded); 1 without images."""
+    """Most images of an encoder replica over the mean; 1 without images."""
 
 
 def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch.device) -> StepCounts:
@@ -73,16 +73,12 @@ def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch
 
 
 def _images(data: StepData, groups: Groups) -> torch.Tensor:
-    """Images of each encoder replica, where plans say so; else of each LLM replica. This rank's part of the sums."""
-    layout, batches = groups.layout, [batch for part in data.micro_batches.values() for batch in part]
-    if layout.vision is None or not batches or any(batch.image_plan is None for batch in batches):
-        found = torch.zeros(layout.dp, dtype=torch.int64)
-        if groups.reported is not None:
-            found[groups.reported] = sum(batch.num_images for batch in data.micro_batches[groups.reported])
-        return found
-    found, place = torch.zeros(layout.vision.dp, dtype=torch.int64), layout.vision.place(groups.rank)
+    """Images of each encoder replica; this rank's part of the sums."""
+    if groups.layout.vision is None:
+        return torch.zeros(1, dtype=torch.int64)
+    found, place = torch.zeros(groups.layout.vision.dp, dtype=torch.int64), groups.layout.vision.place(groups.rank)
     if place is not None and place.tp == 0:
-        found[place.dp] = sum(len(batch.images) for batch in batches)
+        found[place.dp] = sum(len(batch.images) for part in data.micro_batches.values() for batch in part)
     return found
 
 

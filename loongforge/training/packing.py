@@ -1,4 +1,4 @@
-"""From a recipe to the rules of its packed steps."""
+"""From a recipe to a rank's part of its data, and to the rules of packed steps."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from loongforge.components.llm.base import LLMConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.schema import Config
 from loongforge.data.arrange import Rules
-from loongforge.data.packed import Packing
-from loongforge.model.checks import micro_batch_tokens, window_size
+from loongforge.data.part import Part
+from loongforge.model.checks import micro_batch_size, micro_batch_tokens, window_size
 from loongforge.model.flops import image_tokens
 from loongforge.parallel.layout import Layout
 from loongforge.planning.sample_costs import cost_model
 
 
-def packing(config: Config, layout: Layout, rank: int) -> Packing:
-    """How a rank takes part in packed steps."""
+def data_part(config: Config, layout: Layout, rank: int) -> Part:
+    """A rank's part of the data."""
+    rows = 1 if config.packing.enabled else micro_batch_size(config, layout)
+    return Part(layout, rank, lambda number: window_size(layout, config.trainer.encode_window, number, rows))
+
+
+def packing_rules(config: Config, layout: Layout) -> Rules | None:
+    """How samples are packed; None: they are padded."""
+    if not config.packing.enabled:
+        return None
     vision, llm = config.model.vision, config.model.llm
     assert isinstance(llm, LLMConfig)
-    rules = Rules(
+    return Rules(
         replicas=layout.dp,
         encoders=layout.vision.dp if layout.vision is not None else 0,
         token_budget=micro_batch_tokens(config, layout),
@@ -28,7 +36,6 @@ def packing(config: Config, layout: Layout, rank: int) -> Packing:
         cost=cost_model(config),
         patch_cap=config.balance.patch_cap,
     )
-    return Packing(rules, layout, rank, lambda number: window_size(layout, config.trainer.encode_window, number, 1))
 
 
 def _objective(config: Config, layout: Layout) -> str:

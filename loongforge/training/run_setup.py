@@ -30,7 +30,7 @@ from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import World
 from loongforge.training.evaluation import Evaluator
 from loongforge.training.optimizer import Optimizers
-from loongforge.training.packing import packing
+from loongforge.training.packing import data_part, packing_rules
 from loongforge.training.state import check_same_form, load_training, save_training
 from loongforge.training.weights import check_init_from, load_initial_weights
 
@@ -101,7 +101,8 @@ class Setup:
             replicas=self.groups.replicas,
             dp_size=layout.dp,
             pad_multiple=layout.sequence_multiple,
-            packing=packing(config, layout, self.world.rank) if config.packing.enabled else None,
+            part=data_part(config, layout, self.world.rank),
+            packing=packing_rules(config, layout),
         )
 
     def to_device(self, batch: Batch) -> Batch:

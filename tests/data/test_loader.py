@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from loongforge.config.errors import UserError
-from loongforge.config.schema import SourceConfig
+from loongforge.config.schema import ParallelConfig, SourceConfig
+from loongforge.data.arrange import Rules
 from loongforge.data.batch import IGNORE, Batch
 from loongforge.data.eval_loader import EvalLoader
 from loongforge.data.loader import TrainLoader
+from loongforge.data.part import Part
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sources.shard_writer import write_shards
+from loongforge.parallel.layout import Layout
 from tests.data.conftest import chat, config, png, shard_sample, write_jsonl, write_tar
+from tests.support.tiny import tiny_config
 
 
 def _loader(processor: SampleProcessor, train: Any, **options: Any) -> TrainLoader:
@@ -95,9 +99,9 @@ def test_a_rank_reads_only_its_own_samples(processor: SampleProcessor, shards: s
         locate = staticmethod(loader.sources[0].locate)
 
         @staticmethod
-        def load(index: int) -> Any:
+        def load(index: int, max_bytes: int) -> Any:
             read.append(index)
-            return load(index)
+            return load(index, max_bytes)
 
     loader.fetcher.sources[0] = Spy()  # type: ignore[assignment]
     assert len(read) == 0
@@ -291,3 +295,27 @@ def test_loading_is_fast_enough(processor: SampleProcessor, digits: Path) -> Non
         for step in steps:
             loader.load(step)
         assert (time.perf_counter() - begin) / 5 < bound
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("world", "tp"), [(2, 2), (4, 2), (4, 1)])
+def test_ranks_share_the_images_and_read_only_theirs(
+    processor: SampleProcessor, shards: str, world: int, tp: int, packed: bool
+) -> None:
+    """Each image of a replica is read by one of the encoder replicas on its ranks; tokens by all of them."""
+    layout = Layout.from_model(tiny_config(parallel=ParallelConfig(tp=tp)).model, world)
+    rules = Rules(replicas=layout.dp, encoders=world, token_budget=256, image_tokens=processor.num_image_tokens)
+    seen: dict[str, torch.Tensor] = {}
+    for rank in range(world):
+        part = Part(layout, rank, lambda number: number)
+        sizes = {"replicas": layout.replicas(rank), "dp_size": layout.dp, "packing": rules if packed else None}
+        for batch in _load(_loader(processor, shards, part=part, **sizes), 0):
+            plan = batch.image_plan
+            assert plan is not None
+            assert len(plan.held) == len(batch.images) <= plan.total == len(batch.ids)
+            for place, pixels in zip(plan.held.tolist(), batch.images, strict=True):
+                assert seen.setdefault(batch.ids[place], pixels) is pixels  # nobody else has read it
+    batches = _load(_loader(processor, shards), 0)
+    whole = {name: image for batch in batches for name, image in zip(batch.ids, batch.images, strict=True)}
+    assert set(seen) == set(whole)
+    assert all(torch.equal(seen[name], whole[name]) for name in whole)

@@ -10,7 +10,8 @@ import pytest
 from loongforge.config.errors import UserError
 from loongforge.data.batch import IGNORE, collate
 from loongforge.data.fetch import BadSampleError, SampleFetcher
-from loongforge.data.metadata import MetaColumns, MetadataTable, SampleMeta
+from loongforge.data.meta_columns import MetaColumns
+from loongforge.data.metadata import MetadataTable, SampleMeta
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sources import open_source
 from tests.data.conftest import chat, png, write_jsonl, write_tar
@@ -80,7 +81,7 @@ def test_every_sample_is_measured_once(tmp_path: Path, processor: SampleProcesso
     table = MetadataTable([source, source], processor)
     first = [[table.get(s, i) for i in range(6)] for s in (0, 1)]
     assert first[0] == first[1]
-    table._fetcher = None  # type: ignore[assignment]
+    table._fetcher.measure = None  # type: ignore[assignment,method-assign]
     assert [[table.get(s, i) for i in range(6)] for s in (0, 1)] == first
 
 

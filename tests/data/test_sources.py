@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import base64
+import copy
+import io
 import json
 import os
+import re
 import tarfile
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import SourceConfig
+from loongforge.data.fetch import SampleFetcher
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import SampleError
 from loongforge.data.sources import open_source, open_sources
 from loongforge.data.sources.tar_index import index_path, load_index
@@ -84,7 +92,7 @@ def test_index_of_a_tar_of_the_same_size_but_changed(tmp_path: Path) -> None:
     size = tar.stat().st_size
     add_members(tar, [("x.json", b"{}"), ("y.json", b"{}"), ("y.0.png", png()), ("y.1.png", png())])
     assert tar.stat().st_size == size
-    assert load_index(tar).keys.tolist() == ["x", "y"]
+    assert [load_index(tar).keys[i] for i in range(2)] == ["x", "y"]
 
 
 def test_many_threads_make_one_index(tmp_path: Path) -> None:
@@ -104,7 +112,7 @@ def test_many_threads_make_one_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["header", "content", "between", "nothing"])
 def test_truncated_tar(tmp_path: Path, where: str, keep_index: bool) -> None:
     (tar,) = write_tar(tmp_path, 5)
-    offset = int(load_index(tar).offsets[3])
+    offset = load_index(tar).members(1)[1][1]
     size = {"header": offset - 100, "content": offset + 20, "between": offset - 512, "nothing": 0}[where]
     os.truncate(tar, size)
     if not keep_index:
@@ -143,9 +151,9 @@ def test_missing_shard_and_empty_pattern(tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     with pytest.raises(UserError, match="holds no shards"):
         _open(tmp_path / "e")
-    (tmp_path / "a.parquet").write_text("")
-    with pytest.raises(UserError, match=r"cannot tell what .*a\.parquet is"):
-        _open(tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(UserError, match=r"cannot tell what .*a\.csv is"):
+        _open(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(
@@ -168,11 +176,85 @@ def test_malformed_shard_samples(tmp_path: Path, members: list[tuple[str, bytes]
         _open(tmp_path / "a.tar").load(0)
 
 
-def test_members_are_never_extracted(tmp_path: Path) -> None:
-    add_members(tmp_path / "a.tar", [("../../evil.json", b'{"messages": []}'), ("../../evil.0.png", png())])
+def _link(name: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "why"),
+    [
+        ("bad.0.png", tarfile.SYMTYPE, "a link"),
+        ("bad.json", tarfile.LNKTYPE, "a link"),
+        ("bad.0.png", tarfile.CHRTYPE, "a device"),
+        ("bad.0.png", tarfile.FIFOTYPE, "a device, pipe"),
+        ("/etc/bad.json", tarfile.REGTYPE, "an absolute name"),
+        ("C:\\bad.json", tarfile.REGTYPE, "an absolute name"),
+        ("../../bad.json", tarfile.REGTYPE, "a name with '..'"),
+        ("a/../bad.json", tarfile.REGTYPE, "a name with '..'"),
+        ("..\\bad.json", tarfile.REGTYPE, "a name with '..'"),
+        ("bad.0.png", tarfile.GNUTYPE_SPARSE, "a sparse file"),
+    ],
+)
+def test_members_that_are_no_plain_files_are_refused(tmp_path: Path, name: str, kind: bytes, why: str) -> None:
+    good = json.dumps({"messages": chat("hi")}).encode()
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for info in (tarfile.TarInfo("first.json"), _link(name, kind), tarfile.TarInfo("last.json")):
+            info.size = len(good) if info.type == tarfile.REGTYPE else 0
+            tar.addfile(info, io.BytesIO(good))
     source = _open(tmp_path / "a.tar")
-    assert source.locate(0).key == "../../evil"
-    assert not list(tmp_path.parent.rglob("evil*"))
+    assert len(source) == 3
+    assert [source.load(i).messages for i in (0, 2)] == [chat("hi")] * 2
+    member = re.escape(f"'{name}' in {tmp_path / 'a.tar'}")
+    for again in (source, _open(tmp_path / "a.tar")):  # scanned, and from the index
+        with pytest.raises(SampleError, match=rf"its member {member} is or has {why}"):
+            again.load(1)
+
+
+def test_members_of_negative_size_do_not_hang(tmp_path: Path) -> None:
+    add_members(tmp_path / "a.tar", [("a.json", b"{}"), ("b.json", b"{}"), ("c.json", b"{}")])
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    header = content[1024:1536]
+    header[124:136] = b"\xff" * 10 + (-1024 & 0xFFFF).to_bytes(2, "big")  # in base 256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[1024:1536] = header
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tar .*negative"):
+        _open(tmp_path / "a.tar")
+
+
+def test_size_of_a_sample_is_bounded(tmp_path: Path, processor: SampleProcessor) -> None:
+    image = _noise()
+    write_tar(tmp_path / "t", 1)
+    (tmp_path / "1.png").write_bytes(image)
+    records = [{"images": ["1.png"], "messages": chat()}, {"images": ["1.png"] * 9, "messages": chat("<image>" * 9)}]
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(image).decode()}}
+    records.append({"messages": chat([part] * 9)})  # type: ignore[arg-type]
+    lines, shards = _open(write_jsonl(tmp_path, records)), _open(tmp_path / "t")
+    with pytest.raises(SampleError, match=r"its members have \d+ bytes together, more than data\.max_sample_bytes=99"):
+        shards.load(0, 99)
+    with pytest.raises(SampleError, match=r"more than data\.max_sample_bytes=999"):
+        lines.load(2, 999)
+    with pytest.raises(SampleError, match=r"1\.png has more than 999 bytes"):
+        SampleFetcher([lines], _bounded(processor, 999)).fetch(0, 0)
+    assert len(image) > 999
+    with pytest.raises(SampleError, match=r"more than data\.max_sample_bytes=8000 together"):
+        SampleFetcher([lines], _bounded(processor, 8000)).fetch(0, 1)
+    assert len(SampleFetcher([lines], _bounded(processor, 9 * len(image))).fetch(0, 1).pixels) == 9
+
+
+def _noise() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _bounded(processor: SampleProcessor, limit: int) -> SampleProcessor:
+    bounded = copy.copy(processor)
+    bounded.max_sample_bytes = limit
+    return bounded
 
 
 def test_jsonl_round_trip(tmp_path: Path) -> None:

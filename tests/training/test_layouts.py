@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ import pytest
 
 from tests.support.ranks import RankPool
 from tests.training.commands import command
-from tests.training.recipes import QUICK, samples_of
+from tests.training.recipes import QUICK
+from tests.training.runs import TOLERANCE, assert_same
 
 STEPS, HALF = 12, 6
 _FIXED = [
@@ -34,29 +33,6 @@ LAYOUTS = {
     "tp2 beside the encoder": (3, ["model.llm.parallel.tp=2", "model.vision.parallel.ranks=[1]"]),
 }
 OTHERS = [name for name in LAYOUTS if name != "one process"]
-
-TOLERANCE = 2e-5
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the lines of one kind in metrics.jsonl have to agree in."""
-
-    loss: str
-    """Within the tolerance, in nats."""
-    exact: tuple[str, ...]
-    norms: tuple[str, ...] = ()
-    """Within the tolerance, relative."""
-
-
-KINDS = [
-    Kind(
-        "loss",
-        ("step", "lr", "loss_tokens", "tokens", "samples", "images", "skipped"),
-        ("grad_norm", "grad_norm/vision", "grad_norm/projector", "grad_norm/llm"),
-    ),
-    Kind("eval/loss", ("step", "eval/exact_match", "eval/samples")),
-]
 
 Pool = Callable[[int], RankPool]
 Run = Callable[..., Path]
@@ -78,34 +54,9 @@ def run(rank_pool: Pool, tmp_path_factory: pytest.TempPathFactory, data_dir: Pat
     return train
 
 
-def _records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if kind in line]
-
-
-def _samples(run_dir: Path) -> dict[int, list[str]]:
-    """Ids of every step's samples."""
-    found: dict[int, list[str]] = defaultdict(list)
-    for line in samples_of(run_dir):
-        found[line["step"]] += line["ids"]
-    return {step: sorted(ids) for step, ids in found.items()}
-
-
-def _assert_same(run_dir: Path, reference: Path, first: int = 1) -> None:
-    """All steps, their samples, and evaluations from step `first` on."""
-    for kind in KINDS:
-        expected = [record for record in _records(reference, kind.loss) if record["step"] >= first]
-        for one, other in zip(_records(run_dir, kind.loss), expected, strict=True):
-            assert {key: one[key] for key in kind.exact} == {key: other[key] for key in kind.exact}
-            assert one[kind.loss] == pytest.approx(other[kind.loss], abs=TOLERANCE)
-            for norm in kind.norms:
-                assert one[norm] == pytest.approx(other[norm], rel=TOLERANCE)
-    assert _samples(run_dir) == {step: ids for step, ids in _samples(reference).items() if step >= first}
-
-
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_layout_trains_as_one_process(name: str, run: Run) -> None:
-    _assert_same(run(name), run("one process"))
+    assert_same(run(name), run("one process"))
 
 
 RESUMED = [
@@ -119,7 +70,7 @@ RESUMED = [
 
 @pytest.mark.parametrize(("before", "after"), RESUMED)
 def test_a_run_goes_on_under_another_layout(before: str, after: str, run: Run) -> None:
-    _assert_same(run(after, before), run("one process"), first=HALF + 1)
+    assert_same(run(after, before), run("one process"), first=HALF + 1)
 
 
 @pytest.fixture(scope="module")

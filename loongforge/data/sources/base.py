@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import bisect
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from loongforge.data.sample import Location, RawSample
+from loongforge.data.sample import MAX_SAMPLE_BYTES, Location, RawSample
+
+
+@dataclass(frozen=True)
+class Part:
+    """A data file of a source, and the samples `start:stop` that it holds."""
+
+    path: str
+    start: int
+    stop: int
 
 
 class Source(Protocol):
-    """A fixed, numbered collection of samples. Safe to read from several threads."""
+    """A fixed, numbered collection of samples. Safe to read from several threads, and to send to other processes."""
 
     name: str
     """Path or pattern, as the recipe gives it."""
+    parts: Sequence[Part]
+    """Its files, in order."""
+    image_dir: str | None
+    """Folder that image paths are relative to; None: each file's own."""
 
     def __len__(self) -> int:
         """Number of samples."""
 
-    def load(self, index: int) -> RawSample:
-        """Reads one sample; SampleError where it is malformed."""
+    def load(self, index: int, max_bytes: int = MAX_SAMPLE_BYTES) -> RawSample:
+        """Reads one sample.
+
+        Raises:
+            SampleError: it is malformed, or more than `max_bytes` would have to be read.
+        """
 
     def locate(self, index: int) -> Location:
         """Says where a sample lies, without reading it."""
 
 
-class FileReader:
-    """Reads parts of files at given offsets; keeps files open, and shares no file position between threads."""
+def number_through(paths: Sequence[str], sizes: Sequence[int]) -> list[Part]:
+    """The parts of a source whose files hold so many samples each."""
+    ends = list(itertools.accumulate(sizes))
+    return [Part(path, end - size, end) for path, size, end in zip(paths, sizes, ends, strict=True)]
 
-    def __init__(self) -> None:
-        self._handles: dict[Path, int] = {}
 
-    def read(self, path: Path, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`; fewer only where the file ends."""
-        handle = self._handles.get(path)
-        if handle is None:
-            opened = os.open(path, os.O_RDONLY)
-            handle = self._handles.setdefault(path, opened)
-            if handle != opened:  # another thread was faster
-                os.close(opened)
-        return os.pread(handle, size, offset)
-
-    def __del__(self) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
+def find_part(parts: Sequence[Part], index: int) -> tuple[int, int]:
+    """(number of the part that holds a sample, the sample's number in it)."""
+    number = bisect.bisect_right(parts, index, key=lambda part: part.start) - 1
+    return number, index - parts[number].start

@@ -5,27 +5,36 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from fractions import Fraction
 
 from loongforge.config.errors import UserError, did_you_mean
 from loongforge.config.schema import SourceConfig
 from loongforge.data.sources.base import Source
+from loongforge.data.sources.cache import SUFFIXES
+from loongforge.data.sources.files import base_name, entries, exists, folder_of, is_folder, is_url, local_path, matches
 from loongforge.data.sources.records import RecordSource
 from loongforge.data.sources.shards import ShardSource
 
-_RECORD_SUFFIXES = (".jsonl", ".json", ".ndjson")
-_ALLOWED = "shards (.tar), JSONL (.jsonl) or LLaVA JSON (.json)"
+_KINDS = {
+    ".tar": "shards",
+    **dict.fromkeys((".parquet", ".arrow", ".feather"), "tables"),
+    **dict.fromkeys((".jsonl", ".json", ".ndjson"), "records"),
+}
+_ALLOWED = "shards (.tar), JSONL (.jsonl), LLaVA or ShareGPT JSON (.json), Parquet or Arrow (.parquet, .arrow)"
+_FOLDERS = ((".tar",), (".parquet",), (".arrow",), (".jsonl", ".json", ".ndjson"))
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # by `datasets`; no samples
 
 
 def open_sources(
-    spec: str | Sequence[SourceConfig], key: str, image_dir: str | None = None
+    spec: str | Sequence[SourceConfig], key: str, image_dir: str | None = None, index_dir: str | None = None
 ) -> list[tuple[Source, float]]:
     """Opens everything that `data.train` or `data.eval` names.
 
     Args:
-        spec: a path or pattern, or a list of {path, weight}.
+        spec: a path or pattern, or a list of {path, weight} or {path, repeat}.
         key: the recipe's key, for messages (`data.train`).
         image_dir: `data.image_dir`.
+        index_dir: `data.index_dir`.
 
     Returns:
         (source, weight) of each, in the order given.
@@ -34,80 +43,108 @@ def open_sources(
         UserError: nothing there, not readable, empty, or weights that make no sense.
     """
     if isinstance(spec, str):
-        return [(open_source(spec, key, image_dir), 1.0)]
+        return [(open_source(spec, key, image_dir, index_dir), 1.0)]
     if not spec:
         raise UserError(f"{key} is an empty list; give at least one {{path, weight}}")
     for i, source in enumerate(spec):
-        if not 0 < source.weight < float("inf"):
-            raise UserError(f"{key}[{i}].weight={source.weight} must be a positive number (path {source.path})")
-    return [(open_source(source.path, f"{key}[{i}].path", image_dir), source.weight) for i, source in enumerate(spec)]
+        for name in ("weight", "repeat"):
+            value = getattr(source, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"{key}[{i}].{name}={value} must be a positive number (path {source.path})")
+    opened = [open_source(source.path, f"{key}[{i}].path", image_dir, index_dir) for i, source in enumerate(spec)]
+    return list(zip(opened, _weights(spec, [len(source) for source in opened], key), strict=True))
 
 
-def open_source(pattern: str, key: str, image_dir: str | None = None) -> Source:
+def _weights(spec: Sequence[SourceConfig], sizes: Sequence[int], key: str) -> list[float]:
+    repeats = [source.repeat for source in spec if source.repeat is not None]
+    if not repeats:
+        return [source.weight for source in spec]
+    if len(repeats) < len(spec):
+        raise UserError(f"{key} has sources with `repeat` and sources without; give it for all of them, or none")
+    # in decimals, since shares are exact and 3 * 0.1 is not 0.3
+    return [float(Fraction(str(repeat)) * size) for repeat, size in zip(repeats, sizes, strict=True)]
+
+
+def open_source(pattern: str, key: str, image_dir: str | None = None, index_dir: str | None = None) -> Source:
     """Opens one path, folder, or brace/glob pattern; see `open_sources`."""
-    files = _files(pattern, key)
-    kinds = {_kind(file, key) for file in files}
-    if len(kinds) > 1:
-        raise UserError(
-            f"{key}={pattern} matches shards and JSON files together; give them as a list of {{path, weight}}"
-        )
-    if kinds == {"shards"}:
-        return ShardSource(pattern, files)
-    return RecordSource(pattern, files, Path(image_dir) if image_dir is not None else None)
+    kind, files = find_files(pattern, key)
+    image_dir = local_path(image_dir) if image_dir is not None else None
+    if kind == "shards":
+        return ShardSource(pattern, files, index_dir)
+    if kind == "records":
+        return RecordSource(pattern, files, image_dir, index_dir)
+    from loongforge.data.sources.tables import TableSource
+
+    return TableSource(pattern, files, image_dir)
 
 
 def list_files(pattern: str, key: str) -> list[str]:
     """The files that a path, folder or pattern names; UserError where one is not there."""
-    return [str(file) for file in _files(pattern, key)]
+    return find_files(pattern, key)[1]
 
 
-def _kind(file: Path, key: str) -> str:
-    if file.suffix == ".tar":
-        return "shards"
-    if file.suffix in _RECORD_SUFFIXES:
-        return "records"
-    raise UserError(f"{key}: cannot tell what {file} is; allowed: {_ALLOWED}")
+def find_files(pattern: str, key: str) -> tuple[str, list[str]]:
+    """(`shards`, `records` or `tables`, the files that a pattern names, sorted within each glob).
 
-
-def _files(pattern: str, key: str) -> list[Path]:
-    """Files that a pattern names, sorted within each glob; every file that a brace pattern names must exist."""
+    Raises:
+        UserError: a file is missing or of no known kind, or they are of several kinds.
+    """
     from braceexpand import braceexpand
 
-    try:
-        parts = list(braceexpand(os.path.expanduser(pattern)))
-    except ValueError as error:
-        raise UserError(f"{key}={pattern}: the braces do not match ({error})") from error
     if not pattern:
         raise UserError(f"{key} is empty; give a path or pattern of {_ALLOWED}")
-    return [file for part in parts for file in _expand(part, pattern, key)]
+    try:
+        parts = list(braceexpand(local_path(pattern)))
+    except ValueError as error:
+        raise UserError(f"{key}={pattern}: the braces do not match ({error})") from error
+    files = [file for part in parts for file in _expand(part, pattern, key)]
+    kinds = {_kind(file, key) for file in files}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{key}={pattern} matches {' and '.join(sorted(kinds))} together; give them as a list of {{path, weight}}"
+        )
+    return kinds.pop(), files
 
 
-def _expand(part: str, pattern: str, key: str) -> list[Path]:
-    path = Path(part)
-    if path.is_dir():
-        return _in_folder(path, key)
-    if path.exists():
-        return [path]
+def _kind(file: str, key: str) -> str:
+    kind = _KINDS.get(_ending(file))
+    if kind is None:
+        raise UserError(f"{key}: cannot tell what {file} is; allowed: {_ALLOWED}")
+    return kind
+
+
+def _ending(file: str) -> str:
+    return os.path.splitext(base_name(file))[1]
+
+
+def _expand(part: str, pattern: str, key: str) -> list[str]:
+    if is_folder(part):
+        return _in_folder(part, key)
+    if exists(part):
+        return [part]
     if glob.has_magic(part):
-        found = sorted(Path(match) for match in glob.glob(part, recursive=True))
-        files = [file for file in found if file.is_file() and not file.name.endswith(".index.npz")]
+        files = [file for file in matches(part) if not file.endswith(SUFFIXES)]
         if not files:
-            raise UserError(f"{key}={pattern}: no file matches '{part}'{_nearby(path)}")
+            raise UserError(f"{key}={pattern}: no file matches '{part}'{_nearby(part)}")
         return files
-    what = "missing shard" if path.suffix == ".tar" else "no such file"
-    raise UserError(f"{key}={pattern}: {what} {part}{_nearby(path)}")
+    what = "missing shard" if part.endswith(".tar") else "no such file"
+    raise UserError(f"{key}={pattern}: {what} {part}{_nearby(part)}")
 
 
-def _in_folder(folder: Path, key: str) -> list[Path]:
-    for suffixes in ((".tar",), _RECORD_SUFFIXES):
-        files = sorted(file for file in folder.iterdir() if file.suffix in suffixes and file.is_file())
-        if files:
-            return files
-    raise UserError(f"{key}: folder {folder} holds no {_ALLOWED}")
+def _in_folder(folder: str, key: str) -> list[str]:
+    inside = entries(folder)
+    for endings in _FOLDERS:
+        found = [file for file in inside if _ending(file) in endings and base_name(file) not in _ABOUT]
+        if found:
+            return found
+    below = [base_name(entry) for entry in inside if is_folder(entry)]
+    hint = f"; it has the folders {', '.join(below)}: name one of them" if below else ""
+    raise UserError(f"{key}: folder {folder} holds no {_ALLOWED}{hint}")
 
 
-def _nearby(path: Path) -> str:
+def _nearby(path: str) -> str:
     """What the user may have meant, from what is there."""
-    if not path.parent.is_dir():
-        return f"; folder {path.parent} does not exist"
-    return "." + did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
+    folder = folder_of(path) or ("" if is_url(path) else ".")
+    if not is_folder(folder):
+        return f"; folder {folder} does not exist"
+    return "." + did_you_mean(base_name(path), [base_name(entry) for entry in entries(folder)])

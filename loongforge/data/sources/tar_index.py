@@ -1,144 +1,159 @@
 """The index of a tar shard: where the members of every sample lie, so that any sample is one read away.
 
-The index is a cache beside the shard (`NAME.tar.index.npz`), trusted only while the shard's size and modification
-time are those it was made from, and made again otherwise. Members are read in place, never extracted to paths.
+The index is a cache beside the shard (`NAME.tar.index.npz`) or in `data.index_dir`, trusted only while the shard's
+size and modification time are those it was made from, and made again otherwise. Members are read in place, never
+extracted to paths; links, devices and names that lead elsewhere are refused all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import tarfile
-import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from loongforge.config.errors import UserError
+from loongforge.data.sources.cache import Names, cache_path, read_arrays, smallest, write_arrays
+from loongforge.data.sources.files import open_file, size_of, stamp
 
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 512
+_MEMBER_COLUMNS = ("blocks", "sizes", "refused", "suffixes")
+
+REFUSED = (
+    "",
+    "a link",
+    "a device, pipe or other special file",
+    "an absolute name",
+    "a name with '..'",
+    "a sparse file",
+)
+"""Why a member is not read; the position in this list stands in the index."""
 
 
 @dataclass(frozen=True)
 class TarIndex:
     """Samples of a shard in file order. Sample i has members `starts[i]:starts[i + 1]`."""
 
-    stamp: np.ndarray  # int64 [3]: index version, size and mtime_ns of the tar
-    starts: np.ndarray  # int64 [samples + 1]
-    offsets: np.ndarray  # int64 [members], of the content
-    sizes: np.ndarray  # int64 [members]
-    keys: np.ndarray  # str [samples]
-    suffixes: np.ndarray  # str [members], `json`, `0.png`, ...
+    starts: np.ndarray  # [samples + 1]
+    blocks: np.ndarray  # [members], where the content begins, in units of 512 bytes
+    sizes: np.ndarray  # [members], bytes
+    refused: np.ndarray  # uint8 [members], into REFUSED
+    suffixes: np.ndarray  # [members], into `kinds`
+    kinds: list[str]  # `json`, `0.png`, ...
+    keys: Names  # [samples]
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def members(self, sample: int) -> list[tuple[str, int, int]]:
-        """(suffix, offset, size) of every member of a sample."""
-        part = slice(self.starts[sample], self.starts[sample + 1])
-        columns = self.suffixes[part].tolist(), self.offsets[part].tolist(), self.sizes[part].tolist()
-        return list(zip(*columns, strict=True))
+    def members(self, sample: int) -> list[tuple[str, int, int, str]]:
+        """(suffix, offset, size, why it is refused or "") of every member of a sample."""
+        part = slice(int(self.starts[sample]), int(self.starts[sample + 1]))
+        columns = (self.suffixes[part], self.blocks[part], self.sizes[part], self.refused[part])
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [(self.kinds[kind], block * _BLOCK, size, REFUSED[why]) for kind, block, size, why in rows]
 
 
-def index_path(tar: Path) -> Path:
-    """Where the index of a shard lies."""
-    return tar.with_name(tar.name + ".index.npz")
+def index_path(tar: str | Path, index_dir: str | None = None) -> Path | None:
+    """Where the index of a shard lies; None: nowhere, as the shard is remote."""
+    return cache_path(str(tar), ".index.npz", index_dir)
 
 
-def load_index(tar: Path) -> TarIndex:
+def load_index(tar: str | Path, index_dir: str | None = None) -> TarIndex:
     """The index of a shard, made and cached where it is missing or does not fit.
 
     Raises:
         UserError: the shard cannot be read, is truncated, or is not an uncompressed tar file.
     """
+    path, file = index_path(tar, index_dir), str(tar)
     try:
-        stat = tar.stat()
-        stamp = np.array([_VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
-        cached = _read(index_path(tar), stamp)
-        if cached is not None:
-            return cached
-        index = _scan(tar, stamp)
+        header = {"version": _VERSION, "data": stamp(file)}
+        arrays = read_arrays(path, header) if path is not None else None
+        if arrays is None:
+            arrays = _scan(file)
+            if path is not None:
+                with contextlib.suppress(OSError):  # a read-only folder: the index is made again next time
+                    write_arrays(path, header, arrays)
     except OSError as error:
         raise UserError(f"cannot read shard {tar}: {error.strerror or error}") from error
-    with contextlib.suppress(OSError):  # a read-only folder: the index is made again next time
-        _write(index, index_path(tar))
-    return index
+    kinds, keys = (Names(arrays.pop(f"{name}_text"), arrays.pop(f"{name}_ends")) for name in ("kinds", "keys"))
+    return TarIndex(**arrays, kinds=[kinds[i] for i in range(len(kinds))], keys=keys)
 
 
-def _read(path: Path, stamp: np.ndarray) -> TarIndex | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            index = TarIndex(**{name: file[name] for name in TarIndex.__dataclass_fields__})
-    except Exception:  # missing, torn or foreign: only a cache, so anything wrong with it means "make it again"
-        return None
-    return index if np.array_equal(index.stamp, stamp) else None
-
-
-def _write(index: TarIndex, path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **{name: getattr(index, name) for name in TarIndex.__dataclass_fields__})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _scan(tar: Path, stamp: np.ndarray) -> TarIndex:
+def _scan(tar: str) -> dict[str, np.ndarray]:
     """Reads the headers of all members. webdataset's rule: the key ends at the first dot of the file name."""
     keys: list[str] = []
     starts: list[int] = []
-    members: list[tuple[str, int, int]] = []
-    for member in _regular_members(tar):
+    kinds: dict[str, int] = {}
+    members: list[tuple[int, int, int, int]] = []
+    for member, refused in _members(tar):
         folder, _, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
         key = f"{folder}/{stem}" if folder else stem
         if not keys or keys[-1] != key:
             keys.append(key)
             starts.append(len(members))
-        members.append((suffix.lower(), member.offset_data, member.size))
+        kind = kinds.setdefault(suffix.lower(), len(kinds))
+        members.append((member.offset_data // _BLOCK, member.size, refused, kind))
     if not keys:
         raise UserError(f"shard {tar} holds no samples; expected members such as KEY.json and KEY.0.png")
-    suffixes, offsets, sizes = zip(*members, strict=True)
-    return TarIndex(
-        stamp=stamp,
-        starts=np.array([*starts, len(members)], np.int64),
-        offsets=np.array(offsets, np.int64),
-        sizes=np.array(sizes, np.int64),
-        keys=np.array(keys),
-        suffixes=np.array(suffixes),
-    )
+    names = {"kinds": Names.of(list(kinds)), "keys": Names.of(keys)}
+    columns = np.array(members, np.int64).T
+    return {
+        "starts": smallest(np.array([*starts, len(members)], np.int64)),
+        **{name: smallest(column) for name, column in zip(_MEMBER_COLUMNS, columns, strict=True)},
+        **{f"{name}_text": packed.text for name, packed in names.items()},
+        **{f"{name}_ends": packed.ends for name, packed in names.items()},
+    }
 
 
-def _regular_members(tar: Path) -> list[tarfile.TarInfo]:
-    """Files of the archive; raises where it does not end as a tar file ends."""
-    with open(tar, "rb") as file:
+def _members(tar: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Files of the archive, and why they are refused; raises where it does not end as a tar file ends."""
+    with open_file(tar) as file:
+        position = -1
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                members = archive.getmembers()
+                while (member := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined]  # it remembers them all
+                    if archive.offset <= position or member.size < 0:
+                        raise tarfile.ReadError(f"the size of member '{member.name}' is negative")
+                    position = archive.offset
+                    if not member.isdir() and not member.name.startswith("__"):
+                        yield member, _refusal(member)
                 end = archive.offset
-        except tarfile.ReadError as error:
-            size = tar.stat().st_size
-            if size == 0 or _starts_like_tar(tar):
-                raise UserError(_truncated(tar, size, str(error))) from error
-            raise UserError(
-                f"{tar} is not a tar file ({error}); shards are uncompressed .tar files, "
-                "so decompress a .tar.gz or .tar.zst first"
-            ) from error
+        except (tarfile.ReadError, RecursionError) as error:
+            _raise_unreadable(tar, error)
         file.seek(end)  # where the closing blocks of zeros begin, or where the file just stops
         if file.read(_BLOCK) != bytes(_BLOCK):
-            raise UserError(_truncated(tar, tar.stat().st_size, "no end-of-archive mark"))
-    return [member for member in members if member.isreg() and not member.name.startswith("__")]
+            raise UserError(_truncated(tar, "no end-of-archive mark"))
 
 
-def _truncated(tar: Path, size: int, why: str) -> str:
-    return f"shard {tar} is truncated: it stops after {size} bytes ({why}); copy or build it again"
+def _refusal(member: tarfile.TarInfo) -> int:
+    name = member.name.replace("\\", "/")
+    checks = (
+        False,
+        member.issym() or member.islnk(),
+        not (member.isreg() or member.issym() or member.islnk()),
+        name.startswith("/") or name[1:3] == ":/",
+        ".." in name.split("/"),
+        member.issparse(),
+    )
+    return checks.index(True) if True in checks else 0
 
 
-def _starts_like_tar(tar: Path) -> bool:
-    with open(tar, "rb") as file:
-        return file.read(_BLOCK)[257:262] == b"ustar"
+def _raise_unreadable(tar: str, error: Exception) -> None:
+    with open_file(tar) as file:
+        head = file.read(_BLOCK)
+    if not head or head[257:262] == b"ustar":
+        raise UserError(_truncated(tar, str(error))) from error
+    raise UserError(
+        f"{tar} is not a tar file ({error}); shards are uncompressed .tar files, "
+        "so decompress a .tar.gz or .tar.zst first"
+    ) from error
+
+
+def _truncated(tar: str, why: str) -> str:
+    return f"shard {tar} is truncated: it stops after {size_of(tar)} bytes ({why}); copy or build it again"

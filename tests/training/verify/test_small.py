@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config, ParallelConfig
-from loongforge.parallel.grid import divisors
+from loongforge.parallel.grid import divisors, ranks_text
 from loongforge.parallel.layout import Layout
 from loongforge.training.verify.small import cut_layout, small_copy
 from tests.support.tiny import tiny_config
@@ -136,7 +136,7 @@ WHOLE: dict[str, tuple[int, dict[str, Any], str]] = {  # number of processes, la
 def _shown(layout: Layout) -> str:
     """Grids; the projector's where it is not the encoder's."""
     grids = {name: grid for name, grid in layout.grids().items() if name != "projector" or grid != layout.vision}
-    return ", ".join(f"{name} {grid}" for name, grid in grids.items())
+    return ", ".join(f"{name} {grid} on {ranks_text(grid.ranks)}" for name, grid in grids.items())
 
 
 @pytest.mark.parametrize("name", WHOLE)

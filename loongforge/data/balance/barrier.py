@@ -1,0 +1,84 @@
+"""Ranks wait for each other once per step: encoder and language model of a sample are one cost of its rank."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loongforge.data.balance.cells import Cells, fill_empty
+from loongforge.data.balance.exchange import Effort, relieve
+from loongforge.data.balance.feasible import within_caps
+from loongforge.data.balance.problem import Problem
+from loongforge.data.balance.spread import spread
+from loongforge.data.balance.types import Floats, Ints
+from loongforge.data.balance.whole import falling, rising
+
+_EFFORT = 1_500_000
+_GOAL = 1.0003  # close enough to the mean
+_KEPT_AT_MOST = 0.97  # smaller steps than this are not tried
+
+
+def one_barrier(problem: Problem) -> Ints | None:
+    """[n] cell of every sample, rank * K + micro-batch: ranks of equal cost. None where the caps cannot be kept."""
+    order = falling(problem.both)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = spread(problem.both[order], np.zeros(problem.ranks, np.int64))
+    cells = Cells(problem.both, problem.limits, _split(problem, rank), problem.cells, problem.micro_batches)
+    fill_empty(cells)
+    if not cells.is_feasible():
+        single = Cells(problem.both, problem.limits, cells.cell, problem.cells)
+        fitting = within_caps(single)
+        if fitting is None:
+            return None
+        cells = Cells(problem.both, problem.limits, _ranked(fitting, problem.ranks)[fitting.cell], problem.cells, problem.micro_batches)
+    return _levelled(cells).cell
+
+
+def _levelled(cells: Cells) -> Cells:
+    """The best that exchanges lead to."""
+    effort, best, keep = Effort(_EFFORT), cells.copy(), 0.25
+    mean = max(int(cells.costs.sum()) / cells.bins, int(cells.costs.max(initial=0)))
+    while keep < _KEPT_AT_MOST:
+        top = int(cells.loads.max(initial=0))
+        if top <= mean * _GOAL or effort.left <= 0:
+            break
+        reached = relieve(cells, np.full(cells.bins, int(mean + (top - mean) * keep)), effort)
+        if cells.loads.max() < best.loads.max() and cells.is_feasible():
+            best = cells.copy()
+        if not reached:
+            keep = (1 + keep) / 2
+    return best
+
+
+def _split(problem: Problem, rank: Ints) -> Ints:
+    """[n] a cell of each sample's rank: the n-th largest of every rank goes to its cell with the least."""
+    order = rising(rank)  # by rank, and as samples come: the most tokens first
+    counts = np.bincount(rank, minlength=problem.ranks)
+    starts = np.cumsum(counts) - counts
+    shares = _shares(problem)
+    loads = np.zeros((problem.ranks, problem.micro_batches, shares.shape[1]))
+    cell = np.empty(len(rank), np.int64)
+    for turn in range(int(counts.max(initial=0))):
+        of = np.flatnonzero(counts > turn)
+        sample = order[starts[of] + turn]
+        chosen = (loads[of] + shares[sample][:, None]).max(axis=2).argmin(axis=1)
+        loads[of, chosen] += shares[sample]
+        cell[sample] = of * problem.micro_batches + chosen
+    return cell
+
+
+def _shares(problem: Problem) -> Floats:
+    """[n, limits] what each takes of the caps; of all tokens where there is none. Nothing takes nothing."""
+    if not problem.limits:
+        return (problem.tokens[:, None] + 1).astype(np.float64)
+    return np.stack([(limit.sizes + 1e-3) / max(limit.cap, 1) for limit in problem.limits], axis=1)
+
+
+def _ranked(cells: Cells, ranks: int) -> Ints:
+    """[cells] new number of every cell, rank * K + micro-batch: in turns, the heaviest to the rank with the least."""
+    number, loads = np.empty(len(cells.count), np.int64), np.zeros(ranks, np.int64)
+    steps = len(cells.count) // ranks
+    for step, some in enumerate(falling(cells.loads).reshape(steps, ranks)):
+        rank = rising(loads)
+        number[some] = rank * steps + step
+        loads[rank] += cells.loads[some]
+    return number

@@ -1,0 +1,119 @@
+"""Which rank encodes each attention unit, in lock-step: every rank the same work in every micro-batch.
+
+A rank keeps what its own samples bring up to nearly the mean; only what is above moves, in single units (tile, frame group,
+image), to the ranks with the least. So few features travel, and no long image stays in one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from loongforge.data.balance.cells import Cells, Limit
+from loongforge.data.balance.exchange import Effort, relieve
+from loongforge.data.balance.spread import spread
+from loongforge.data.balance.types import BatchMetadata, Ints
+from loongforge.data.balance.whole import falling, rising, sums
+
+_KEPT = 0.85  # of the mean; the rest is for evening out
+_GOAL = 1.002
+_EFFORT = 400_000
+
+
+def encoder_ranks(
+    batch: BatchMetadata,
+    unit_costs: Ints,
+    rank: Ints,
+    micro_batch: Ints,
+    *,
+    ranks: int,
+    micro_batches: int,
+    patch_cap: int | None,
+) -> Ints:
+    """[sum(image_units)] rank that encodes each unit.
+
+    Args:
+        unit_costs: [m] whole number, of one unit of every image.
+        rank, micro_batch: [n] where the samples are; within `patch_cap`, as the answer is.
+    """
+    sample = batch.sample_of_image()
+    answer = np.repeat(rank[sample], batch.image_units)
+    first = np.cumsum(batch.image_units) - batch.image_units
+    for step in range(micro_batches):
+        images = np.flatnonzero((micro_batch[sample] == step) & (batch.image_units > 0))
+        if not len(images):
+            continue
+        moving = _even(
+            unit_costs[images],
+            batch.image_units[images],
+            batch.patches_per_unit[images],
+            rank[sample[images]],
+            ranks,
+            patch_cap,
+        )
+        answer[first[images[moving.image]] + moving.unit] = moving.rank
+    return answer
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """Units that leave the rank of their sample: image, number of the unit in it, rank."""
+
+    image: Ints
+    unit: Ints
+    rank: Ints
+
+
+def _even(costs: Ints, units: Ints, patches: Ints, home: Ints, ranks: int, patch_cap: int | None) -> _Moves:
+    """Evens out one micro-batch.
+
+    Args:
+        costs, units, patches, home: [images] of one unit, how many, of one unit, rank of the sample.
+    """
+    work = costs * units
+    mean = int(work.sum()) // ranks
+    order = rising(home * (int(costs.max()) + 1) + (costs.max() - costs))  # by rank, the heaviest of each first
+    before = np.cumsum(work[order]) - work[order]
+    starts = np.flatnonzero(np.diff(home[order], prepend=-1))
+    before -= np.repeat(before[starts], np.diff(starts, append=len(order)))
+    kept = np.empty(len(order), np.int64)
+    kept[order] = np.clip((int(mean * _KEPT) - before) // np.maximum(costs[order], 1), 0, units[order])
+    image = np.repeat(np.arange(len(units)), units - kept)
+    image = image[falling(costs[image])]
+    unit = kept[image] + _nth(image)
+    loads, held = sums(home, kept * costs, ranks), sums(home, kept * patches, ranks)
+    rank = spread(costs[image], loads.copy())
+    limits = [] if patch_cap is None else [Limit("patches", patches[image], patch_cap)]
+    cells = Cells(costs[image], limits, rank, ranks)
+    cells.loads += loads
+    for of in cells.held:
+        of += held
+    level = max(int(mean * _GOAL), int(costs.max()))
+    return _Moves(image, unit, _polished(cells, level, home[image]))
+
+
+def _nth(values: Ints) -> Ints:
+    """How often each value came before."""
+    order = rising(values)
+    starts = np.flatnonzero(np.diff(values[order], prepend=-1))
+    nth = np.empty(len(values), np.int64)
+    nth[order] = np.arange(len(values)) - np.repeat(starts, np.diff(starts, append=len(values)))
+    return nth
+
+
+def _polished(cells: Cells, level: int, home: Ints) -> Ints:
+    """Rank of every unit after what the cap demands, and exchanges where ranks differ still. At home all are within the
+    cap."""
+    if not cells.is_feasible() and not relieve(cells, None, Effort(_EFFORT)):
+        return home
+    best = cells.copy()
+    if cells.loads.max() > level and not _are_equal(cells.costs):
+        relieve(cells, np.full(len(cells.loads), level), Effort(_EFFORT))
+        if cells.loads.max() < best.loads.max() and cells.is_feasible():
+            return cells.cell
+    return best.cell
+
+
+def _are_equal(costs: Ints) -> bool:
+    return len(costs) == 0 or bool(costs.min() == costs.max())

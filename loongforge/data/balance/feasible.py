@@ -1,0 +1,77 @@
+"""Assignments within the caps, however tight; and the error where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loongforge.data.balance.cells import Cells, Limit, fill_empty
+from loongforge.data.balance.exchange import Effort, relieve
+from loongforge.data.balance.packing import pack
+from loongforge.data.balance.search import search
+from loongforge.data.balance.spread import spread
+from loongforge.data.balance.types import Ints
+
+_EFFORT = 8_000_000
+
+
+def within_caps(cells: Cells) -> Cells | None:
+    """The assignment with few changes, else another one of the same samples to as many cells; None where none is found."""
+    if cells.is_feasible() or relieve(cells, None, Effort(_EFFORT)):
+        return cells
+    count = len(cells.count)
+    cell = tight(cells.limits, len(cells.costs), count)
+    if cell is None:
+        return None
+    found = Cells(cells.costs, cells.limits, cell, count, cells.per_bin)
+    fill_empty(found)
+    return found
+
+
+def tight(limits: list[Limit], samples: int, cells: int) -> Ints | None:
+    """[samples] cell of each, by best-fit-decreasing, then exchanges, then a search; None where that does not fit."""
+    if not all(limit.sizes.sum() <= limit.cap * cells for limit in limits):
+        return None
+    packs = best_fit(limits, samples)
+    if packs.max(initial=-1) < cells:
+        return packs
+    kept = packs < cells
+    sizes = shares(limits, samples)
+    loads = np.bincount(packs[kept], weights=sizes[kept], minlength=cells).astype(np.int64)
+    left = np.flatnonzero(~kept)
+    left = left[np.argsort(-sizes[left], kind="stable")]
+    packs[left] = spread(sizes[left], loads)
+    attempt = Cells(sizes, limits, packs, cells)
+    if relieve(attempt, None, Effort(_EFFORT)):
+        return attempt.cell
+    return search(limits, samples, cells)
+
+
+def best_fit(limits: list[Limit], samples: int) -> Ints:
+    """[samples] packs, as many as best-fit-decreasing needs."""
+    by = {limit.name: limit for limit in limits}
+    if "tokens" not in by or "patches" not in by:
+        (limit,) = limits
+        return pack(limit.sizes, limit.cap)
+    return pack(by["tokens"].sizes, by["tokens"].cap, by["patches"].sizes, by["patches"].cap)
+
+
+def shares(limits: list[Limit], samples: int) -> Ints:
+    """[samples] the larger of the shares of the caps that each takes, in 2**-30."""
+    share = np.zeros(samples, np.int64)
+    for limit in limits:
+        np.maximum(share, np.floor(limit.sizes * (2.0**30 / max(limit.cap, 1))).astype(np.int64), out=share)
+    return share
+
+
+def impossible(limits: list[Limit], samples: int, ranks: int, micro_batches: int) -> ValueError:
+    """What to tell: why, what was tried, how many micro-batches would do."""
+    needed = micro_batches + 1
+    while tight(limits, samples, ranks * needed) is None:
+        needed += 1
+    sums = ", ".join(
+        f"{int(x.sizes.sum())} {x.name} where {ranks * micro_batches * x.cap} fit ({x.cap} a cell)" for x in limits
+    )
+    return ValueError(
+        f"no plan of {samples} samples for {ranks} ranks and {micro_batches} micro-batches keeps the caps: {sums}. Tried "
+        f"level filling, best-fit-decreasing, exchanges and a search. It works with micro_batches={needed}, or with larger caps"
+    )

@@ -1,0 +1,186 @@
+"""Packed steps of ours against a plain loop of the same Hugging Face model, padded and packed.
+
+The model `small` of engine_cost.py (7.86 M parameters, 64 image tokens), batches of 16 samples with lognormal text
+lengths, at most 256 tokens. Ours: documents of one row, attended to one by one. Theirs: rows padded to the longest, and
+rows of 512 with positions that restart, which transformers masks densely. All train in alternating blocks of one run.
+
+    python scripts/bench/packing.py [--processes 1|2] [--threads 4] [--blocks 6] [--steps 4] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from engine_cost import BACKEND, IMAGE_TOKEN, SIZES, Ours, Plain, make_config  # activates the backend
+
+import torch  # isort: skip
+import torch.distributed as dist  # isort: skip
+
+from loongforge.data.balance import pack  # isort: skip
+from loongforge.data.batch import IGNORE, Batch  # isort: skip
+from loongforge.parallel.groups import make_groups  # isort: skip
+from loongforge.parallel.layout import Layout  # isort: skip
+from loongforge.parallel.session import joined_world  # isort: skip
+
+SAMPLES, IMAGE_TOKENS, LONGEST, ROW = 16, 64, 256, 512
+Step = Callable[[], None]
+
+
+class Sample:
+    """Token ids and targets of one sample, and its image."""
+
+    def __init__(self, draw: np.random.Generator, vocab_size: int, image_size: int) -> None:
+        length = IMAGE_TOKENS + min(LONGEST - IMAGE_TOKENS, max(16, int(draw.lognormal(np.log(64), 0.7))))
+        self.tokens = draw.integers(4, vocab_size, length)
+        self.tokens[4 : 4 + IMAGE_TOKENS] = IMAGE_TOKEN
+        self.labels = np.full(length, IGNORE)
+        answer = max(2, (length - IMAGE_TOKENS) // 2)
+        self.labels[length - 1 - answer : length - 1] = self.tokens[length - answer :]
+        self.image = draw.standard_normal((3, image_size, image_size), np.float32)
+
+
+def joined(samples: list[Sample], length: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Samples one after another in a row of `length`: tokens, labels, borders."""
+    tokens, labels, borders = np.zeros(length, np.int64), np.full(length, IGNORE, np.int64), [0]
+    for sample in samples:
+        place = slice(borders[-1], borders[-1] + len(sample.tokens))
+        tokens[place], labels[place] = sample.tokens, sample.labels
+        borders.append(place.stop)
+    return torch.from_numpy(tokens), torch.from_numpy(labels), borders
+
+
+def images_of(samples: list[Sample]) -> torch.Tensor:
+    """`[N, 3, height, width]`"""
+    return torch.from_numpy(np.stack([sample.image for sample in samples]))
+
+
+def packed_batch(samples: list[Sample]) -> Batch:
+    """All samples as documents of one row."""
+    total = sum(len(sample.tokens) for sample in samples)
+    tokens, labels, borders = joined(samples, total)
+    borders_ = torch.tensor(borders, dtype=torch.int32)
+    return Batch(tokens[None], labels[None], images_of(samples), torch.tensor([total]), [""] * len(samples), borders_)
+
+
+class Theirs(Plain):
+    """The plain loop, padded or in rows of 512; data parallel where there are two processes."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        last = config.model.vision.num_layers - 1
+        for name, param in self.model.named_parameters():
+            if "vision" in name and (f"layers.{last}." in name or "post_layernorm" in name):
+                param.requires_grad_(False)  # the features do not depend on it, which DDP refuses
+        self.run = torch.nn.parallel.DistributedDataParallel(self.model) if dist.get_world_size() > 1 else self.model
+
+    def learn(self, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+        """A step."""
+        self.optimizer.zero_grad()
+        logits = self.run(**inputs).logits
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+    def padded(self, samples: list[Sample]) -> None:
+        """Rows as long as the longest."""
+        length = max(len(sample.tokens) for sample in samples)
+        rows = [joined([sample], length) for sample in samples]
+        tokens = torch.stack([row[0] for row in rows])
+        mask = torch.tensor([[1] * len(s.tokens) + [0] * (length - len(s.tokens)) for s in samples])
+        inputs = {"input_ids": tokens, "attention_mask": mask, "pixel_values": images_of(samples)}
+        self.learn(inputs, torch.stack([row[1] for row in rows]))
+
+    def packed(self, samples: list[Sample]) -> None:
+        """Rows of 512."""
+        bins = pack(np.array([len(sample.tokens) for sample in samples]), ROW)
+        members = [[s for s, b in zip(samples, bins, strict=True) if b == number] for number in range(bins.max() + 1)]
+        rows = [joined(some, ROW) for some in members]
+        positions = []
+        for _, _, borders in rows:
+            sizes = np.diff([*borders, ROW])
+            positions.append(np.concatenate([np.arange(size) for size in sizes]))
+        inputs = {
+            "input_ids": torch.stack([row[0] for row in rows]),
+            "position_ids": torch.from_numpy(np.stack(positions)),
+            "pixel_values": images_of([sample for some in members for sample in some]),
+        }
+        self.learn(inputs, torch.stack([row[1] for row in rows]))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Samples per second of each, medians over blocks, on rank 0's clock."""
+    sizes = SIZES["small"]
+    config = make_config(sizes)
+    vision: Any = config.model.vision
+    rank, world = dist.get_rank(), dist.get_world_size()
+    draw = np.random.default_rng(rank)
+    share = SAMPLES // world
+    steps = [
+        [Sample(draw, sizes["llm"]["vocab_size"], vision.image_size) for _ in range(share)] for _ in range(args.steps)
+    ]
+    ours = Ours(config, make_groups(Layout.from_model(config.model, world), BACKEND.dist_backend))
+    theirs = {"padded": Theirs(config), "packed": Theirs(config)}
+    sides: dict[str, Callable[[list[Sample]], None]] = {
+        "ours": lambda samples: ours.step(packed_batch(samples)),
+        "padded": theirs["padded"].padded,
+        "packed": theirs["packed"].packed,
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for block in range(args.blocks + 1):
+        for name, step in sides.items():
+            if world > 1:
+                dist.barrier()
+            began = time.perf_counter()
+            for samples in steps:
+                step(samples)
+            if block:  # the first warms up
+                times[name].append(time.perf_counter() - began)
+    rates = {name: SAMPLES * args.steps / statistics.median(values) for name, values in times.items()}
+    ratios = {
+        name: statistics.median(theirs_ / mine for mine, theirs_ in zip(times["ours"], times[name], strict=True))
+        for name in ("padded", "packed")
+    }
+    tokens = sum(len(sample.tokens) for samples in steps for sample in samples) / (args.steps * share)
+    return {
+        "nproc": world,
+        "threads": args.threads,
+        "mean_tokens": round(tokens),
+        "samples_per_s": rates,
+        "ratio": ratios,
+    }
+
+
+def main() -> None:
+    """Measures in one or several processes, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=4, help="of all processes together")
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.processes > 1 and "RANK" not in os.environ:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(args.processes)]
+        sys.exit(subprocess.run([*torchrun, __file__, *sys.argv[1:]]).returncode)
+    torch.set_num_threads(max(1, args.threads // args.processes))
+    with joined_world(BACKEND) as world:
+        result = measure(args)
+        if world.rank == 0 and args.json:
+            print(json.dumps(result))
+        elif world.rank == 0:
+            for name, rate in result["samples_per_s"].items():
+                ratio = "" if name == "ours" else f"   ours is {result['ratio'][name]:.2f} times as fast"
+                print(f"{name:<8}{rate:7.1f} samples/s{ratio}")
+
+
+if __name__ == "__main__":
+    main()
