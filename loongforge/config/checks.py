@@ -47,6 +47,7 @@ _RANGES: dict[str, Check] = {
     "version": _POSITIVE,
     "name": lambda value: None if value and "/" not in value else "must be a name without '/'",
     "data.max_length": _at_least(2),
+    "data.max_tiles": _POSITIVE,
     "data.max_bad": _NOT_NEGATIVE,
     "data.max_bad_ratio": _share,
     "data.max_sample_bytes": _POSITIVE,

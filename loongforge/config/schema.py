@@ -120,6 +120,11 @@ class DataConfig:
     """Jinja file that replaces the tokenizer's chat template."""
     image_token: str = "<image>"
     """Placeholder of an image in messages, and the token that image features replace."""
+    max_tiles: int = 1
+    """Above 1: an image is cut into at most so many tiles of the encoder's size, in the grid nearest to its aspect
+    ratio (as InternVL does), so that large images keep their detail. A tile takes as many tokens as an image."""
+    thumbnail: bool = True
+    """With several tiles, the whole image is one more."""
     max_length: int | None = None
     """Longest sample in tokens, image tokens included; null: the LLM's context."""
     bad_sample: Literal["fail", "skip"] = "fail"

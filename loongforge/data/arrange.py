@@ -9,7 +9,15 @@ from zlib import crc32
 import numpy as np
 
 from loongforge.data.balance import BatchMetadata, CostModel, pack, plan
-from loongforge.data.sample import SampleMeta
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is to be known of a sample."""
+
+    text_tokens: int
+    units: tuple[int, ...] = ()
+    """Images that the encoder sees of each of its images: tiles."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,9 @@ class Rules:
     token_budget: int
     """Tokens of a micro-batch at most."""
     image_tokens: int = 0
-    """LLM tokens of an image."""
+    """LLM tokens of an image that the encoder sees."""
     patches: int = 1
-    """Patches of an image."""
+    """Its patches."""
     mode: str = "none"
     """See `BalanceConfig.mode`."""
     objective: str = "one_barrier"
@@ -41,7 +49,8 @@ class Arrangement:
     cells: list[list[list[int]]]
     """Samples (numbers in the global batch) by replica and micro-batch; every replica has as many micro-batches."""
     encoders: list[np.ndarray] | None
-    """Encoder replica of each image, by sample; None: images are encoded where their sample is, in even shares."""
+    """Encoder replica of each image that the encoder sees, by sample; None: they are encoded where their sample is, in
+    even shares."""
 
     @property
     def fingerprint(self) -> int:
@@ -50,7 +59,7 @@ class Arrangement:
         return crc32(np.concatenate([*parts, *(self.encoders or [])]).astype(np.int64).tobytes())
 
 
-def arrange(samples: Sequence[SampleMeta], rules: Rules) -> Arrangement:
+def arrange(samples: Sequence[Load], rules: Rules) -> Arrangement:
     """Divides a global batch.
 
     Args:
@@ -60,10 +69,10 @@ def arrange(samples: Sequence[SampleMeta], rules: Rules) -> Arrangement:
     Raises:
         ValueError: a sample alone exceeds a cap.
     """
-    lengths = np.array([meta.text_tokens + len(meta.image_sizes) * rules.image_tokens for meta in samples], np.int64)
+    counts = np.array([sum(load.units) for load in samples], np.int64)
+    lengths = np.array([load.text_tokens for load in samples], np.int64) + counts * rules.image_tokens
     if rules.mode == "none":
         return Arrangement(_spread(lengths, rules), None)
-    counts = np.array([len(meta.image_sizes) for meta in samples], np.int64)
     return _planned(samples, lengths, counts, rules)
 
 
@@ -86,15 +95,14 @@ def _half(packs: list[list[int]]) -> list[int]:
     return taken
 
 
-def _planned(samples: Sequence[SampleMeta], lengths: np.ndarray, counts: np.ndarray, rules: Rules) -> Arrangement:
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    images = int(offsets[-1])
+def _planned(samples: Sequence[Load], lengths: np.ndarray, counts: np.ndarray, rules: Rules) -> Arrangement:
+    units = np.array([number for load in samples for number in load.units], np.int64)
     metadata = BatchMetadata(
-        text_tokens=np.array([meta.text_tokens for meta in samples], np.int64),
-        image_offsets=offsets,
-        image_units=np.ones(images, np.int64),
-        patches_per_unit=np.full(images, rules.patches, np.int64),
-        image_tokens=np.full(images, rules.image_tokens, np.int64),
+        text_tokens=np.array([load.text_tokens for load in samples], np.int64),
+        image_offsets=np.cumsum([0, *(len(load.units) for load in samples)]),
+        image_units=units,
+        patches_per_unit=np.full(len(units), rules.patches, np.int64),
+        image_tokens=units * rules.image_tokens,
     )
     number = -(-int(lengths.sum()) // (rules.replicas * rules.token_budget))
     while True:
@@ -119,7 +127,7 @@ def _planned(samples: Sequence[SampleMeta], lengths: np.ndarray, counts: np.ndar
     if rules.mode != "full" or not rules.encoders:
         return Arrangement(cells, None)
     if found.encoder_rank is not None and rules.encoders == rules.replicas:
-        return Arrangement(cells, np.split(found.encoder_rank.astype(np.int64), offsets[1:-1]))
+        return Arrangement(cells, np.split(found.encoder_rank.astype(np.int64), np.cumsum(counts)[:-1]))
     return Arrangement(cells, _even_encoders(cells, counts, rules.encoders))
 
 

@@ -107,7 +107,7 @@ class EvalLoader:
             return self._continuation(raw, sample)
         *prompt, answer = raw.messages
         try:
-            ids = self.processor.render_prompt(prompt, len(raw.images))
+            ids = self.processor.render_prompt(prompt, sample.units)
         except SampleError:  # a sample that `data.too_long=truncate_text` has cut
             return None
         pixels = self.processor.normalise(sample.pixels)

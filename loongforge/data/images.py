@@ -20,7 +20,7 @@ from loongforge.data.sample import SampleError
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own limit for a warning)."""
 
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 # Pillow also reads formats that run other programs (EPS) or are no pictures; data from elsewhere gets none of these.
 
 _TURNED_IN_PNG = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a PNG can say which side is up
@@ -35,6 +35,9 @@ class ImageProcessor:
         mean: Sequence[float],
         std: Sequence[float],
         resize: Literal["crop", "stretch"] = "crop",
+        *,
+        max_tiles: int = 1,
+        thumbnail: bool = True,
     ):
         """Args:
 
@@ -42,7 +45,10 @@ class ImageProcessor:
         mean: subtracted from pixels in [0, 1], per channel.
         std: divides what is left, per channel.
         resize: `crop` scales the shorter edge and cuts out the centre (CLIP); `stretch` scales both edges (SigLIP).
+        max_tiles: above 1, an image is stretched to a grid of at most so many tiles, each an image to the encoder.
+        thumbnail: with several tiles, the whole image is one more.
         """
+        self.max_tiles, self.thumbnail = max_tiles, thumbnail
         self.image_size = image_size
         self.resize = resize
         scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
@@ -58,8 +64,31 @@ class ImageProcessor:
         with self._open(content) as image:
             return _upright_size(image, content)
 
+    def units(self, width: int, height: int) -> int:
+        """Images that the encoder sees of an image of this size."""
+        columns, rows = tile_grid(width, height, self.image_size, self.max_tiles)
+        return columns * rows + int(self.thumbnail and columns * rows > 1)
+
+    def tiles(self, content: bytes) -> list[np.ndarray]:
+        """What the encoder sees of an image: uint8 `[image_size, image_size, 3]` each, row by row, the thumbnail last.
+
+        Raises:
+            SampleError: as `pixels`.
+        """
+        if self.max_tiles == 1:
+            return [self.pixels(content)]
+        with self._open(content) as image:
+            upright = _rgb(ImageOps.exif_transpose(image))
+        size = self.image_size
+        columns, rows = tile_grid(*upright.size, size, self.max_tiles)
+        whole = np.asarray(upright.resize((columns * size, rows * size), Image.Resampling.BICUBIC))
+        tiles = [tile for row in np.split(whole, rows) for tile in np.split(row, columns, axis=1)]
+        if self.thumbnail and len(tiles) > 1:
+            tiles.append(np.asarray(upright.resize((size, size), Image.Resampling.BICUBIC)))
+        return tiles
+
     def pixels(self, content: bytes) -> np.ndarray:
-        """uint8 `[image_size, image_size, 3]` from PNG, JPEG, ... bytes.
+        """The image as a whole: uint8 `[image_size, image_size, 3]` from PNG, JPEG, ... bytes.
 
         Raises:
             SampleError: it cannot be decoded, or is too large.
@@ -109,6 +138,21 @@ class ImageProcessor:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top, size = (width - self.image_size) // 2, (height - self.image_size) // 2, self.image_size
         return image.crop((left, top, left + size, top + size)) if width != height else image
+
+
+def tile_grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
+    """Columns and rows of at most `most` tiles whose aspect ratio is nearest to an image's.
+
+    Of grids that are equally near, more tiles win as long as the image has over half of their pixels (InternVL's rule,
+    as in transformers' `GotOcr2ImageProcessor`).
+    """
+    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1)]
+    best, least = (1, 1), float("inf")
+    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        apart = abs(width / height - columns / rows)
+        if apart < least or (apart == least and width * height > 0.5 * size**2 * columns * rows):
+            best, least = (columns, rows), apart
+    return best
 
 
 def _rgb(image: Image.Image) -> Image.Image:

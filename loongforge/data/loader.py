@@ -63,7 +63,7 @@ class TrainLoader:
                 f"trainer.global_batch_size={global_batch_size} must be a multiple of trainer.micro_batch_size="
                 f"{micro_batch_size} x {dp_size} data-parallel ranks = {micro_batch_size * dp_size}"
             )
-        opened = open_sources(data.train, "data.train", data.image_dir)
+        opened = open_sources(data.train, "data.train", data.image_dir, data.index_dir)
         self.sources: list[Source] = [source for source, _ in opened]
         sizes, weights = [len(source) for source, _ in opened], [weight for _, weight in opened]
         self.order = SampleOrder(sizes, weights, seed=seed, shuffle=data.shuffle)

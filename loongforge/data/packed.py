@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from loongforge.config.errors import UserError
-from loongforge.data.arrange import Arrangement, Rules, arrange
+from loongforge.data.arrange import Arrangement, Load, Rules, arrange
 from loongforge.data.batch import IGNORE, BadSample, Batch, StepData
 from loongforge.data.fetch import BadSampleError, SampleFetcher
 from loongforge.data.metadata import MetadataTable
 from loongforge.data.part import Part, of_each
 from loongforge.data.processing import ProcessedSample
 from loongforge.data.replacement import GoodSamples
-from loongforge.data.sample import SampleMeta
 from loongforge.parallel.routes import ImagePlan
 
 
@@ -25,7 +24,7 @@ class Slot:
 
     source: int
     index: int
-    meta: SampleMeta
+    load: Load
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class PackedSteps:
         first = step * self.global_batch_size
         positions = range(first, first + self.global_batch_size)
         slots = [self.good.at(position, step, bad, self._slot) for position in positions]
-        arrangement = arrange([slot.meta for slot in slots], self.rules)
+        arrangement = arrange([slot.load for slot in slots], self.rules)
         batches = {
             replica: self._replica(slots, arrangement, replica)
             for replica in self.part.replicas(anywhere=arrangement.encoders is not None)
@@ -63,7 +62,8 @@ class PackedSteps:
         if meta.problem is not None:
             self.fetcher.fetch(source, index)  # says which sample it is
             raise UserError(f"{self.fetcher.sources[source].locate(index)} has changed since it was indexed")
-        return Slot(source, index, meta)
+        units = self.fetcher.processor.units(meta.image_sizes)
+        return Slot(source, index, Load(meta.text_tokens, tuple(units)))
 
     def _replica(self, slots: Sequence[Slot], arrangement: Arrangement, replica: int) -> list[Batch]:
         cells = arrangement.cells[replica]
@@ -78,12 +78,12 @@ class PackedSteps:
         ]
 
     def _length(self, slot: Slot) -> int:
-        return slot.meta.text_tokens + len(slot.meta.image_sizes) * self.rules.image_tokens
+        return slot.load.text_tokens + sum(slot.load.units) * self.rules.image_tokens
 
     def _image_plans(self, slots: Sequence[Slot], arrangement: Arrangement, replica: int) -> list[ImagePlan]:
         """For each micro-batch: its images, and those that this rank encodes."""
         cells, encoder = arrangement.cells[replica], self.part.encoder
-        counts = [sum(len(slots[number].meta.image_sizes) for number in cell) for cell in cells]
+        counts = [sum(sum(slots[number].load.units) for number in cell) for cell in cells]
         if arrangement.encoders is not None:
             plans = [
                 np.concatenate([np.zeros(0, np.int64), *(arrangement.encoders[n] for n in cell)]) for cell in cells
@@ -93,7 +93,7 @@ class PackedSteps:
         return [ImagePlan(count, share) for count, share in zip(counts, shares, strict=True)]
 
     def _row(self, slots: Sequence[Slot], plan: ImagePlan, length: int) -> Batch:
-        wanted = of_each(plan.held, [len(slot.meta.image_sizes) for slot in slots])
+        wanted = of_each(plan.held, [sum(slot.load.units) for slot in slots])
         samples = [self._fetch(slot, only) for slot, only in zip(slots, wanted, strict=True)]
         return packed_row(samples, self.fetcher, plan, length)
 

@@ -75,14 +75,14 @@ class PaddedSteps:
     def _image_plans(self, groups: Sequence[Sequence[_Read]], replica: int) -> list[ImagePlan | None]:
         if self.part is None:
             return [None] * len(groups)
-        counts = [sum(read.sample.num_images for read in group) for group in groups]
+        counts = [sum(read.sample.num_units for read in group) for group in groups]
         held = [np.arange(n) for n in counts] if self._reads_all else self.part.shares(counts, replica)
         return [ImagePlan(count, share) for count, share in zip(counts, held, strict=True)]
 
     def _with_images(self, group: Sequence[_Read], plan: ImagePlan | None) -> list[ProcessedSample]:
         if plan is None or self._reads_all:
             return [read.sample for read in group]
-        wanted = of_each(plan.held, [read.sample.num_images for read in group])
+        wanted = of_each(plan.held, [read.sample.num_units for read in group])
         try:
             return [
                 self.fetcher.fetch(read.source, read.index, only) if only != () else read.sample

@@ -38,7 +38,9 @@ class Preview:
     roles: dict[int, str] = field(default_factory=dict)
     """{number of a piece: role of the message that begins with it}; empty for raw text, and where it is not known."""
     pixels: list[np.ndarray] = field(default_factory=list)
-    """uint8 [H, W, 3] each, as the encoder sees them but for the scale."""
+    """uint8 [H, W, 3] each, as the encoder sees them but for the scale; the tiles of all images in order."""
+    units: tuple[int, ...] = ()
+    """Tiles of each image; 1 where images are not cut."""
 
 
 def preview(sample: ProcessedSample, processor: SampleProcessor, raw: RawSample | None = None) -> Preview:
@@ -49,7 +51,7 @@ def preview(sample: ProcessedSample, processor: SampleProcessor, raw: RawSample 
         processor: Of the run.
         raw: What the sample was made from, to tell who says what.
     """
-    spans = _image_spans(sample.ids, processor)
+    spans = _image_spans(sample, processor)
     pieces = _pieces(sample, dict(spans), processor)
     learned = sample.ids[sample.learned]
     return Preview(
@@ -61,6 +63,7 @@ def preview(sample: ProcessedSample, processor: SampleProcessor, raw: RawSample 
         learned_text=processor.decode(learned.tolist()),
         roles=_roles(sample, pieces, processor, raw) if raw is not None else {},
         pixels=sample.pixels,
+        units=sample.units,
     )
 
 
@@ -115,8 +118,13 @@ def _roles(sample: ProcessedSample, pieces: list[Piece], processor: SampleProces
     return {number: str(message["role"]) for number, message in zip(numbers, raw.messages, strict=False)}
 
 
-def _image_spans(ids: np.ndarray, processor: SampleProcessor) -> list[tuple[int, int]]:
-    """Neighbouring images are told apart by their fixed length."""
-    positions = np.flatnonzero(ids == processor.image_token_id)
-    length = processor.num_image_tokens
-    return [(int(start), int(start) + length) for start in positions[:: max(length, 1)]]
+def _image_spans(sample: ProcessedSample, processor: SampleProcessor) -> list[tuple[int, int]]:
+    """Neighbouring images are told apart by their lengths."""
+    positions = np.flatnonzero(sample.ids == processor.image_token_id)
+    lengths = [units * processor.num_image_tokens for units in sample.units]
+    firsts = np.cumsum([0, *lengths[:-1]])
+    return (
+        [(int(start), int(start) + length) for start, length in zip(positions[firsts], lengths, strict=True)]
+        if lengths
+        else []
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,8 +36,13 @@ class ProcessedSample:
     """uint8 [H, W, 3] each: resized, not yet normalised."""
     num_cut: int = 0
     """Text tokens left out because the sample was too long (`data.too_long: truncate_text`)."""
-    num_images: int = 0
-    """Images of the sample, decoded or not."""
+    units: tuple[int, ...] = ()
+    """Images that the encoder sees of each image: its tiles, decoded or not."""
+
+    @property
+    def num_units(self) -> int:
+        """Images that the encoder sees of the sample."""
+        return sum(self.units)
 
     @property
     def nbytes(self) -> int:
@@ -93,16 +99,49 @@ class SampleProcessor:
 
         Args:
             sample: As read.
-            only: Images to decode, by number; None: all.
+            only: Images (tiles) that the encoder sees and that are to be decoded, by number; None: all.
 
         Raises:
             SampleError: this sample cannot be learned from.
             UserError: no sample can, because the chat template does not fit.
         """
-        ids, learned, num_cut = self._encode(sample)
+        units = self._known_units(sample)
+        ids, learned, num_cut = self._encode(sample, units)
+        return ProcessedSample(sample.id, ids, learned, self._pixels(sample, units, only), num_cut, tuple(units))
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether an image's size decides how many tokens it has."""
+        return self.image_processor is not None and self.image_processor.max_tiles > 1
+
+    def units(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """Images that the encoder sees of images of these sizes."""
+        if self.image_processor is None or not self.is_tiled:
+            return [1] * len(sizes)
+        return [self.image_processor.units(*size) for size in sizes]
+
+    def _known_units(self, sample: RawSample) -> list[int]:
+        """The same of a sample; headers are read where they matter."""
+        return self.units(self._sizes(sample) if self.is_tiled else [(0, 0)] * len(sample.images))
+
+    def _sizes(self, sample: RawSample) -> list[tuple[int, int]]:
         images = self.image_processor
-        pixels = [images.pixels(content) for content in self._contents(sample, only)] if images is not None else []
-        return ProcessedSample(sample.id, ids, learned, pixels, num_cut, len(sample.images))
+        return [images.size(content) for content in self._contents(sample)] if images is not None else []
+
+    def _pixels(self, sample: RawSample, units: Sequence[int], only: Collection[int] | None) -> list[np.ndarray]:
+        """Of the wanted images and tiles."""
+        if self.image_processor is None:
+            return []
+        borders, wanted = np.cumsum([0, *units]).tolist(), {}
+        for number, (first, end) in enumerate(pairwise(borders)):
+            places = [n - first for n in range(first, end) if only is None or n in only]
+            if places:
+                wanted[number] = places
+        found = []
+        for places, content in zip(wanted.values(), self._contents(sample, wanted), strict=True):
+            tiles = self.image_processor.tiles(content)
+            found += [tiles[place] for place in places]
+        return found
 
     def measure(self, sample: RawSample, *, decode: bool = False) -> SampleMeta:
         """What processing a sample would give, from its text and the headers of its images.
@@ -114,38 +153,38 @@ class SampleProcessor:
         Raises:
             SampleError, UserError: as `__call__`.
         """
-        ids, learned, _ = self._encode(sample)
-        sizes = []
-        for content in self._contents(sample):
-            assert self.image_processor is not None
-            sizes.append(self.image_processor.size(content))
-            if decode:
-                self.image_processor.pixels(content)
+        units = self._known_units(sample)
+        ids, learned, _ = self._encode(sample, units)
+        sizes = self._sizes(sample)
+        if decode:
+            self._pixels(sample, units, None)
         return SampleMeta(int((ids != self.image_token_id).sum()), int(learned[1:].sum()), tuple(sizes))
 
-    def render_prompt(self, messages: list[Message], num_images: int, add_generation_prompt: bool = True) -> list[int]:
+    def render_prompt(
+        self, messages: list[Message], units: Sequence[int], add_generation_prompt: bool = True
+    ) -> list[int]:
         """Token ids of a conversation to be continued, image tokens expanded.
 
         Args:
             messages: the conversation so far, ending with the user's message.
-            num_images: images given with it; must equal the placeholders.
+            units: tiles of each image given with it (1: it is not cut); as many as there are placeholders.
             add_generation_prompt: end with what precedes an answer.
 
         Raises:
             SampleError: placeholders and images differ in number, roles out of order, or longer than `max_length`.
         """
         check_roles(messages, ends_with="user" if add_generation_prompt else messages[-1].get("role", ""))
-        self._check_images(messages, num_images)
+        self._check_images(messages, len(units))
         rendered = self._render(messages, add_generation_prompt=add_generation_prompt)
-        ids, _ = self._expand(np.array(rendered["input_ids"], np.int32), None, num_images)
-        self._check_length(len(ids), num_images)
+        ids, _ = self._expand(np.array(rendered["input_ids"], np.int32), None, units)
+        self._check_length(len(ids), sum(units))
         return ids.tolist()
 
     def message_starts(self, messages: list[Message]) -> list[int]:
         """Where each message begins, in tokens before images are expanded.
 
-        Found by rendering the conversation up to each message: a message begins where the two part, which may be a token
-        that holds the end of the one before. Empty where the template does not render piece by piece.
+        Found by rendering the conversation up to each message: a message begins where the two part, which may be a
+        token that holds the end of the one before. Empty where the template does not render piece by piece.
         """
         whole = list(self._render(messages)["input_ids"])
         starts = [0]
@@ -181,13 +220,13 @@ class SampleProcessor:
                 )
             yield content
 
-    def _encode(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray, int]:
+    def _encode(self, sample: RawSample, units: Sequence[int]) -> tuple[np.ndarray, np.ndarray, int]:
         """(ids, learned, tokens cut) of a sample, checked."""
         if sample.text is not None:
             ids, learned = self._encode_text(sample.text)
         else:
-            ids, learned = self._encode_chat(sample)
-        ids, learned, num_cut = self._fit(ids, learned, len(sample.images))
+            ids, learned = self._encode_chat(sample, units)
+        ids, learned, num_cut = self._fit(ids, learned, sum(units))
         if not learned[1:].any():
             raise SampleError(
                 "it has no label tokens: no answer to learn is left after the chat template", problem="no_label_tokens"
@@ -220,7 +259,7 @@ class SampleProcessor:
             )
         return array, np.ones(len(array), bool) if text else np.zeros(len(array), bool)
 
-    def _encode_chat(self, sample: RawSample) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_chat(self, sample: RawSample, units: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         check_roles(sample.messages, ends_with="assistant")
         self._check_images(sample.messages, len(sample.images))
         template = self.tokenizer.get_chat_template() if self.tokenizer.chat_template else ""
@@ -228,7 +267,7 @@ class SampleProcessor:
             raise UserError(f"the chat template of {self.tokenizer.name_or_path or 'the tokenizer'} {GENERATION_HELP}")
         rendered = self._render(sample.messages, return_assistant_tokens_mask=True)
         learned = np.array(rendered["assistant_masks"], bool)
-        return self._expand(np.array(rendered["input_ids"], np.int32), learned, len(sample.images))
+        return self._expand(np.array(rendered["input_ids"], np.int32), learned, units)
 
     def _render(self, messages: list[Message], **options: Any) -> Any:
         from jinja2 import TemplateError
@@ -245,18 +284,21 @@ class SampleProcessor:
         except TemplateError as error:
             raise SampleError(f"the chat template refuses it: {error}", problem="template_refuses") from error
 
-    def _expand(self, ids: np.ndarray, learned: np.ndarray | None, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-        """Makes every image token `num_image_tokens` of them; images are never targets."""
+    def _expand(
+        self, ids: np.ndarray, learned: np.ndarray | None, units: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Makes every image token `num_image_tokens` of them for each tile; images are never targets."""
         is_image = ids == self.image_token_id
         learned = np.zeros(len(ids), bool) if learned is None else learned & ~is_image
-        if is_image.sum() != num_images:
+        if is_image.sum() != len(units):
             raise UserError(
-                f"the chat template writes {is_image.sum()} tokens '{self.image_token}' for {num_images} images; "
+                f"the chat template writes {is_image.sum()} tokens '{self.image_token}' for {len(units)} images; "
                 "set data.image_token to the image token that the template writes"
             )
-        if not num_images:
+        if not units:
             return ids, learned
-        repeats = np.where(is_image, self.num_image_tokens, 1)
+        repeats = np.ones(len(ids), np.int64)
+        repeats[is_image] = self.num_image_tokens * np.asarray(units)
         return np.repeat(ids, repeats), np.repeat(learned, repeats)
 
     def _check_images(self, messages: list[Message], num_images: int) -> None:
@@ -329,7 +371,11 @@ def build_processor(
     if vision is not None and num_image_tokens is None:
         num_image_tokens = vision.num_image_tokens
     if vision is not None:
-        images = ImageProcessor(vision.image_size, vision.image_mean, vision.image_std, vision.image_resize)
+        images = ImageProcessor(
+            *(vision.image_size, vision.image_mean, vision.image_std, vision.image_resize),
+            max_tiles=data.max_tiles,
+            thumbnail=data.thumbnail,
+        )
     return SampleProcessor(
         tokenizer,
         max_length=data.max_length if data.max_length is not None else llm.max_seq_len,

@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +55,8 @@ def worker_map(workers: int, files: Sequence[str], start: Callable[..., None], *
     try:
         executor.submit(_nothing).result()  # forks now, before a progress bar starts its thread
         yield run
+    except BrokenProcessPool as error:
+        raise RuntimeError("a process that read samples died (out of memory?); --workers 1 shows where") from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

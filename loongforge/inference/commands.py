@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
 from loongforge.data import builtin
 from loongforge.data.eval_loader import EvalLoader
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import SampleError
 from loongforge.inference.generation import Prompt, greedy
 from loongforge.inference.scoring import gather_scores, score_batches, summarize
@@ -120,17 +123,17 @@ def _prompt(loaded: LoadedModel, prompt: str, contents: list[bytes], names: Sequ
     lacking = max(0, len(contents) - prompt.count(processor.image_token))
     content = f"{processor.image_token}\n" * lacking + prompt
     try:
-        ids = processor.render_prompt([{"role": "user", "content": content}], len(contents))
-        assert processor.image_processor is not None or not contents
-        pixels = [_pixels(loaded, content, name) for content, name in zip(contents, names, strict=True)]
+        tiles = [_tiles(processor, content, name) for content, name in zip(contents, names, strict=True)]
+        ids = processor.render_prompt([{"role": "user", "content": content}], [len(part) for part in tiles])
     except SampleError as error:
         raise UserError(f"--prompt: {error}") from error
-    return Prompt(ids, processor.normalise(pixels))
+    return Prompt(ids, processor.normalise([tile for part in tiles for tile in part]))
 
 
-def _pixels(loaded: LoadedModel, content: bytes, name: str) -> Any:
-    assert loaded.processor.image_processor is not None
+def _tiles(processor: SampleProcessor, content: bytes, name: str) -> list[np.ndarray]:
+    if processor.image_processor is None:
+        return [np.zeros(0)]  # `render_prompt` says that the model takes no images
     try:
-        return loaded.processor.image_processor.pixels(content)
+        return processor.image_processor.tiles(content)
     except SampleError as error:
         raise UserError(f"--image {name}: {error}") from error

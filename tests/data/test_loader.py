@@ -266,7 +266,7 @@ def test_eval_bad_samples(processor: SampleProcessor, tmp_path: Path) -> None:
 def test_examples_for_generation(processor: SampleProcessor, shards: str, tmp_path: Path) -> None:
     example = _eval(processor, shards).examples(3)[1]
     assert (example.id, example.question, example.reference) == ("id10", "<image>\nWhich digit is shown?", "10")
-    assert example.prompt == processor.render_prompt(chat()[:1], 1)
+    assert example.prompt == processor.render_prompt(chat()[:1], [1])
     assert example.images.shape == (1, 3, 32, 32)
     path = write_jsonl(tmp_path, [{"text": "one two three four"}])
     (text,) = _eval(processor, str(path)).examples(3)

@@ -54,7 +54,7 @@ def test_one_placeholder_becomes_the_tokens_of_one_image(processor: SampleProces
 
 def test_prompt_is_the_start_of_the_sample(processor: SampleProcessor) -> None:
     done = processor(_sample(chat(answer="top left")))
-    prompt = processor.render_prompt(chat()[:1], 1)
+    prompt = processor.render_prompt(chat()[:1], [1])
     assert done.ids[: len(prompt)].tolist() == prompt
     assert done.learned[len(prompt)]
     assert not done.learned[: len(prompt)].any()

@@ -49,6 +49,16 @@ RUNS = {
     "full, projector apart": (4, [*FULL, "model.llm.parallel.tp=2", "model.projector.parallel.tp=2"]),
 }
 
+TILES = [
+    *("data.max_tiles=4", "model.vision.image_size=16", "model.vision.patch_size=8", "trainer.micro_batch_tokens=256"),
+]
+"""The images of the data set are of several shapes; most have more than one tile of 16 x 16."""
+TILED = {
+    "tiles, padded": (1, TILES[:-1]),
+    "tiles, full dp2": (2, [*FULL, *TILES]),
+    "tiles, full tp2": (2, [*FULL, *TILES, "model.llm.parallel.tp=2"]),
+    "tiles, packed decoupled": (2, [*PACKED, *TILES, "model.vision.parallel.ranks=[1]"]),
+}
 Run = Callable[..., Path]
 
 
@@ -59,7 +69,7 @@ def run(rank_pool: Callable[[int], RankPool], tmp_path_factory: pytest.TempPathF
     @cache
     def train(name: str, after: str | None = None) -> Path:
         run_dir = tmp_path_factory.mktemp("run")
-        nproc, overrides = RUNS[name]
+        nproc, overrides = (RUNS | TILED)[name]
         resume = [f"run.resume={train(after) / 'checkpoints' / f'step_{HALF:08}'}"] if after else []
         where = [f"run.dir={run_dir}", f"data.dir={data_dir}", *resume]
         rank_pool(nproc).run(command, "train", "+recipe=llava_sft", *_FIXED, *overrides, *where)
@@ -71,6 +81,13 @@ def run(rank_pool: Callable[[int], RankPool], tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "padded"])
 def test_learns_as_if_padded(name: str, run: Run) -> None:
     assert_same(run(name), run("padded"))
+
+
+@pytest.mark.parametrize("name", [name for name in TILED if name != "tiles, padded"])
+def test_tiles_are_packed_and_balanced(name: str, run: Run) -> None:
+    assert_same(run(name), run("tiles, padded"))
+    tiles = sum(record["images"] for record in records(run(name), "loss"))
+    assert tiles > 1.2 * sum(record["images"] for record in records(run("padded"), "loss"))
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,20 @@ def one_barrier(problem: Problem) -> Ints | None:
     rank = np.empty(len(order), np.int64)
     rank[order] = spread(problem.both[order], np.zeros(problem.ranks, np.int64))
     cells = Cells(problem.both, problem.limits, _split(problem, rank), problem.cells, problem.micro_batches)
-    fill_empty(cells)
+    if len(order) >= problem.cells:
+        fill_empty(cells)
     if not cells.is_feasible():
         single = Cells(problem.both, problem.limits, cells.cell, problem.cells)
         fitting = within_caps(single)
         if fitting is None:
             return None
-        cells = Cells(problem.both, problem.limits, _ranked(fitting, problem.ranks)[fitting.cell], problem.cells, problem.micro_batches)
+        cells = Cells(
+            problem.both,
+            problem.limits,
+            _ranked(fitting, problem.ranks)[fitting.cell],
+            problem.cells,
+            problem.micro_batches,
+        )
     return _levelled(cells).cell
 
 

@@ -70,7 +70,7 @@ class Cells:
         return [(self.costs, self.loads, self.per_bin), *held]
 
     def members(self, bins: Ints, width: int, turn: int) -> Ints:
-        """[len(bins), width] samples of each bin, filled up with n. Of a bin with more, some that change with the turn."""
+        """[len(bins), width] samples of each bin, filled up with n. Of a bin with more: some, others in each turn."""
         wanted = np.zeros(self.bins, bool)
         wanted[bins] = True
         bin_of = self.cell // self.per_bin

@@ -1,7 +1,7 @@
 """Which rank encodes each attention unit, in lock-step: every rank the same work in every micro-batch.
 
-A rank keeps what its own samples bring up to nearly the mean; only what is above moves, in single units (tile, frame group,
-image), to the ranks with the least. So few features travel, and no long image stays in one place.
+A rank keeps what its own samples bring up to nearly the mean; only what is above moves, in single units (tile, frame
+group, image), to the ranks with the least. So few features travel, and no long video stays in one place.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from loongforge.data.balance.types import Floats, Ints
 
 _WIDTH = 12  # samples of a bin that are looked at in a round
 _CHUNK = 60_000  # exchanges weighed in a round
-_ROUNDS = 60
-_PATIENCE = 10  # rounds without any gain
+_ROUNDS, _PATIENCE = 60, 10  # at most; without any gain
+_ROUNDS_FOR_CAPS, _PATIENCE_FOR_CAPS = 600, 40  # an answer must be found
 _CAPS_FIRST = 10.0  # an excess over a cap counts so much more than one over a level
 
 
@@ -34,15 +34,16 @@ def relieve(cells: Cells, levels: Ints | None, effort: Effort) -> bool:
     Returns:
         Whether that was reached.
     """
+    rounds, patience = (_ROUNDS, _PATIENCE) if levels is not None else (_ROUNDS_FOR_CAPS, _PATIENCE_FOR_CAPS)
     idle = 0
-    for turn in range(_ROUNDS):
+    for turn in range(rounds):
         over_caps = cells.over_caps().reshape(cells.bins, -1).max(axis=1)
         over = over_caps if levels is None else (cells.loads - levels) / max(float(levels.max()), 1.0)
         full = (over > 0) | (over_caps > 0)
         if not full.any():
             return True
         givers, takers = np.flatnonzero(full), np.flatnonzero(~full)
-        if not len(takers) or effort.left <= 0 or idle > _PATIENCE:
+        if not len(takers) or effort.left <= 0 or idle > patience:
             return False
         givers = givers[np.argsort(-over[givers], kind="stable")]
         takers = takers[np.argsort(over[takers], kind="stable")]

@@ -10,12 +10,13 @@ from loongforge.data.balance.packing import pack
 from loongforge.data.balance.search import search
 from loongforge.data.balance.spread import spread
 from loongforge.data.balance.types import Ints
+from loongforge.data.balance.whole import falling, sums
 
 _EFFORT = 8_000_000
 
 
 def within_caps(cells: Cells) -> Cells | None:
-    """The assignment with few changes, else another one of the same samples to as many cells; None where none is found."""
+    """The assignment with few changes, else another one to as many cells; None where none is found."""
     if cells.is_feasible() or relieve(cells, None, Effort(_EFFORT)):
         return cells
     count = len(cells.count)
@@ -34,15 +35,15 @@ def tight(limits: list[Limit], samples: int, cells: int) -> Ints | None:
     packs = best_fit(limits, samples)
     if packs.max(initial=-1) < cells:
         return packs
-    kept = packs < cells
     sizes = shares(limits, samples)
-    loads = np.bincount(packs[kept], weights=sizes[kept], minlength=cells).astype(np.int64)
-    left = np.flatnonzero(~kept)
-    left = left[np.argsort(-sizes[left], kind="stable")]
-    packs[left] = spread(sizes[left], loads)
-    attempt = Cells(sizes, limits, packs, cells)
-    if relieve(attempt, None, Effort(_EFFORT)):
-        return attempt.cell
+    for kept in (packs < cells, np.zeros(samples, bool)):
+        cell = np.where(kept, packs, 0)
+        left = np.flatnonzero(~kept)
+        left = left[falling(sizes[left])]
+        cell[left] = spread(sizes[left], sums(packs[kept], sizes[kept], cells))
+        attempt = Cells(sizes, limits, cell, cells)
+        if relieve(attempt, None, Effort(_EFFORT)):
+            return attempt.cell
     return search(limits, samples, cells)
 
 
@@ -72,6 +73,7 @@ def impossible(limits: list[Limit], samples: int, ranks: int, micro_batches: int
         f"{int(x.sizes.sum())} {x.name} where {ranks * micro_batches * x.cap} fit ({x.cap} a cell)" for x in limits
     )
     return ValueError(
-        f"no plan of {samples} samples for {ranks} ranks and {micro_batches} micro-batches keeps the caps: {sums}. Tried "
-        f"level filling, best-fit-decreasing, exchanges and a search. It works with micro_batches={needed}, or with larger caps"
+        f"no plan of {samples} samples for {ranks} ranks and {micro_batches} micro-batches keeps the caps: {sums}. "
+        "Tried: even spreading, best-fit-decreasing, exchanges between cells, a search. "
+        f"It works with micro_batches={needed}, or with larger caps"
     )

@@ -1,7 +1,7 @@
 """Which cells form a micro-batch: those of like cost in the language model, or of like largest image unit.
 
-A micro-batch costs as much as its heaviest cell, and in the encoder at least as much as its heaviest unit. Where cells cost
-about the same, those with heavy units had better come together.
+A micro-batch costs as much as its heaviest cell, and in the encoder at least as much as its heaviest unit. Where cells
+cost about the same, those with heavy units had better come together.
 """
 
 from __future__ import annotations
@@ -50,5 +50,7 @@ def _encoding(problem: Problem, batch: BatchMetadata, cells: Cells) -> tuple[Int
 def _time(order: Ints, loads: Ints, work: Ints, heaviest: Ints, ranks: int) -> int:
     """Time of a step, the encoder taken at its bound, when micro-batches are cut from this order of cells."""
     shape = (-1, ranks)
-    encoder = np.maximum(-(-work[order].reshape(shape).sum(axis=1) // ranks), heaviest[order].reshape(shape).max(axis=1))
+    encoder = np.maximum(
+        -(-work[order].reshape(shape).sum(axis=1) // ranks), heaviest[order].reshape(shape).max(axis=1)
+    )
     return int(loads[order].reshape(shape).max(axis=1).sum() + encoder.sum())

@@ -1,8 +1,8 @@
-"""Ranks wait for each other in every micro-batch: cells of one micro-batch have to cost the same, micro-batches need not.
+"""Ranks wait for each other in every micro-batch: its cells have to cost the same, micro-batches need not.
 
 Heavy samples share a micro-batch whose other cells are filled to their level; the rest is spread evenly over what is
-left; then exchanges lower the heaviest cells of each micro-batch. The step time of the language model is the sum
-of the heaviest cell, the heaviest but D, the heaviest but 2 D, ...: which cells form a micro-batch follows from their costs.
+left; then exchanges lower the heaviest cells of each micro-batch. The step time of the language model is the sum of the
+heaviest cell, the heaviest but D, the heaviest but 2 D, ...: which cells form a micro-batch follows from their costs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from loongforge.data.balance.whole import falling, rising
 _GOAL = 1.001  # close enough to the mean
 _STEP = 0.0003  # a gain worth another try
 _TRIES = 16
-_UNLIMITED = 1 << 60
 _EFFORT = 3_000_000
 
 
@@ -45,7 +44,8 @@ def lock_step(problem: Problem, batch: BatchMetadata) -> Ints | None:
 def _levels_filled(problem: Problem) -> Cells:
     """Level filling. A cap on tokens guides it, but it may exceed caps."""
     costs, tokens, ranks = problem.llm, problem.tokens, problem.ranks
-    token_cap = next((limit.cap for limit in problem.limits if limit.name == "tokens"), _UNLIMITED)
+    caps = [limit.cap for limit in problem.limits if limit.name == "tokens"]
+    token_cap = min([*caps, int(tokens.sum())])
     cell, left, done = np.empty(len(costs), np.int64), np.arange(len(costs)), 0
     while done < problem.micro_batches - 1:
         level, rest = int(costs[left[0]]), ranks * (problem.micro_batches - done)
@@ -63,7 +63,7 @@ def _levels_filled(problem: Problem) -> Cells:
 
 
 def _ranked(loads: Ints, micro_batch: Ints, ranks: int) -> Ints:
-    """[cells] rank * K + micro-batch of every cell: of each micro-batch the heaviest to the rank with the least so far."""
+    """[cells] rank * K + micro-batch of every cell; in a micro-batch the heaviest to the rank with the least so far."""
     steps = len(loads) // ranks
     number, sums = np.empty(len(loads), np.int64), np.zeros(ranks, np.int64)
     for step in range(steps):
@@ -105,8 +105,8 @@ def _lower(cells: Cells, ranks: int, keep: float) -> Ints | None:
     """[cells] levels that leave so much of the idle time; None where single samples set every level."""
     groups = falling(cells.loads).reshape(-1, ranks)
     loads = cells.loads[groups]
-    top, heaviest = loads[:, 0].astype(np.float64), _heaviest(cells)
-    idle = top - loads.mean(axis=1)
+    top, heaviest = loads[:, 0], _heaviest(cells)
+    idle = top - loads.sum(axis=1) // ranks
     movable = idle.copy()
     if heaviest.max() * _GOAL >= top[0]:
         movable[0] = 0

@@ -1,7 +1,7 @@
 """Packs of samples within a token budget: best-fit-decreasing on the histogram of lengths.
 
-Best-fit-decreasing puts samples, from the longest to the shortest, each into the fullest pack that has room for it. Packs
-with the same room are alike, and so are samples of one length: a step serves as many as there are of both
+Best-fit-decreasing puts samples, from the longest to the shortest, each into the fullest pack that has room for it.
+Packs with the same room are alike, and so are samples of one length: a step serves as many as there are of both
 (cf. Krell et al. 2021, arXiv:2107.02027).
 """
 
@@ -53,7 +53,9 @@ def _checked(name: str, values: Any, budget: int, budget_name: str) -> Ints:
         raise ValueError(f"{name} must be a list of whole numbers from 0 up")
     if len(sizes) and sizes.max() > budget:
         sample = int(sizes.argmax())
-        raise ValueError(f"{name}[{sample}] is {sizes[sample]} and {budget_name} is {budget}: the sample fits in no pack")
+        raise ValueError(
+            f"{name}[{sample}] is {sizes[sample]} and {budget_name} is {budget}: the sample fits in no pack"
+        )
     return sizes
 
 

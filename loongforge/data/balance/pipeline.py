@@ -54,8 +54,8 @@ def _even(problem: Problem) -> Ints:
 
 
 def _beside_giants(problem: Problem, stages: int) -> Ints:
-    """[n] cell of every sample: those heavier than a mean cell in cells of their own, ranks chosen so that all have about
-    the same left for the others, which are spread to what their rank has left."""
+    """[n] cell of every sample: those heavier than a mean cell in cells of their own, of ranks with the least so far;
+    the others spread to what their rank has left."""
     costs, ranks = problem.both, problem.ranks
     order = falling(costs)
     giants = order[: int(np.searchsorted(-costs[order], -(costs.sum() // problem.cells)))]
@@ -70,7 +70,9 @@ def _beside_giants(problem: Problem, stages: int) -> Ints:
         taken[rank] += 1
     rest = order[len(giants) :]
     free = np.flatnonzero(np.arange(problem.micro_batches) >= taken[:, None])  # cells without a giant
-    room = _rooms(heaviest, busy, taken, int(costs[rest].sum()), problem.micro_batches, stages)[free // problem.micro_batches]
+    room = _rooms(heaviest, busy, taken, int(costs[rest].sum()), problem.micro_batches, stages)[
+        free // problem.micro_batches
+    ]
     cell[rest] = free[spread(costs[rest], room.max(initial=0) - room)] if len(free) else cell[giants[-1]]
     return cell
 
@@ -118,8 +120,8 @@ def _levels(cells: Cells, number: Ints, ranks: int, stages: int) -> Ints:
     steps, loads = len(number) // ranks, np.zeros(len(number), np.int64)
     single = np.zeros(len(number), np.int64)
     np.maximum.at(single, number[cells.cell], cells.costs)
-    single, loads[number] = single.reshape(ranks, steps), cells.loads
-    giant = single > cells.loads.sum() // len(number)
+    loads[number] = cells.loads
+    giant = single.reshape(ranks, steps) > cells.loads.sum() // len(number)
     of_giants = np.where(giant, loads.reshape(ranks, steps), 0)
     busy, heaviest = of_giants.sum(axis=1), of_giants.max(axis=1)
     total = int(cells.loads.sum() - busy.sum())

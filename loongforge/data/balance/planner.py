@@ -34,7 +34,7 @@ def plan(
         micro_batches: of every rank.
         cost: what samples cost; only ratios matter.
         objective: `one_barrier`, `lock_step` or `pipeline`: where ranks wait for each other, see `step_time`.
-        token_cap: tokens, image tokens included, that a cell (one micro-batch of one rank) may hold; None for any number.
+        token_cap: tokens, image tokens included, that a cell (a micro-batch of a rank) may hold; None for any number.
         patch_cap: patches that a cell may hold, both of its samples and of the units that it encodes.
         pipeline_stages: with `pipeline`, how often the largest cell of a rank counts.
 

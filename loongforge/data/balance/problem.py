@@ -30,7 +30,7 @@ class Problem:
     micro_batches: int
     cost: CostModel
     scale: float
-    """of `llm`, for one millisecond"""
+    """`llm` of one millisecond; 0 where the language model costs nothing, and `llm` is `tokens`"""
 
     @property
     def cells(self) -> int:
@@ -43,7 +43,9 @@ class Problem:
         return len(self.unit_costs) > 0 and bool(self.unit_costs.min() == self.unit_costs.max())
 
     def llm_cost_of(self, tokens: Ints) -> Ints:
-        """Cost of documents of so many tokens, rounded down."""
+        """`llm` of documents of so many tokens, rounded down."""
+        if not self.scale:
+            return tokens
         return np.floor(self.cost.documents(np.maximum(tokens, 0)) * self.scale).astype(np.int64)
 
 
@@ -67,14 +69,14 @@ def make_problem(
     llm, unit_costs = scaled([documents, cost.units(batch.patches_per_unit)], count)
     both = llm + batch.per_sample(batch.image_units * unit_costs)[order]
     both >>= max(int(both.max(initial=0)).bit_length() - 32, 0)
-    if not llm.any():
+    scale = float(llm[0] / documents[0]) if llm.any() else 0.0
+    if not scale:
         llm = tokens[order]
     limits = [
         Limit(name, sizes[order], int(cap))
         for name, sizes, cap in (("tokens", tokens, token_cap), ("patches", patches, patch_cap))
         if cap is not None
     ]
-    scale = float(llm[0] / documents[0]) if len(batch) and documents[0] > 0 else 1.0
     return Problem(order, tokens[order], llm, both, unit_costs, limits, ranks, micro_batches, cost, scale)
 
 

@@ -1,7 +1,7 @@
 """Equal units cannot be split: U of them take D ranks ceil(U / D) turns in every micro-batch.
 
-With tiles of one size that rounding up costs percents, K times a step. Swaps of samples of nearly the same length between
-micro-batches make the number of units of most a multiple of D, so that the step rounds up once.
+With tiles of one size that rounding up costs percents, K times a step. Swaps of samples of nearly the same length
+between micro-batches make the number of units of most a multiple of D, so that the step rounds up once.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def round_units(cells: Cells, units: Ints, unit_cost: int, micro_batch: Ints, ra
             shed, room[other] = shed - moved, room[other] - moved
 
 
-def _shift(
-    cells: Cells, units: Ints, micro_batch: Ints, tops: Ints, source: int, target: int, wanted: int
-) -> int:
+def _shift(cells: Cells, units: Ints, micro_batch: Ints, tops: Ints, source: int, target: int, wanted: int) -> int:
     """Swaps samples so that up to `wanted` units go from one micro-batch to another; how many went."""
     moved = 0
     for apart in range(1, _NEIGHBOURS + 1):
@@ -52,7 +50,9 @@ def _shift(
         down = (step[upper] == source) & (step[lower] == target)
         up = (step[upper] == target) & (step[lower] == source)
         giver, taker = np.where(down, upper, lower), np.where(down, lower, upper)
-        good = np.flatnonzero((down | up) & (units[giver] > units[taker]) & (units[giver] - units[taker] <= wanted - moved))
+        good = np.flatnonzero(
+            (down | up) & (units[giver] > units[taker]) & (units[giver] - units[taker] <= wanted - moved)
+        )
         giver, taker = giver[good], taker[good]
         fits = _fits(cells, giver, taker, micro_batch, tops) & _fits(cells, taker, giver, micro_batch, tops)
         giver, taker = _apart(cells.cell, giver[fits], taker[fits])

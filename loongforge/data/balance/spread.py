@@ -61,7 +61,9 @@ def _deal(costs: Ints, loads: Ints) -> Ints:
     return bins
 
 
-def fill(costs: Ints, tokens: Ints, *, level: int, bins: int, token_cap: int, cost_of: Callable[[Ints], Ints], spare: int) -> Ints:
+def fill(
+    costs: Ints, tokens: Ints, *, level: int, bins: int, token_cap: int, cost_of: Callable[[Ints], Ints], spare: int
+) -> Ints:
     """Fills bins up to a level, and to the token cap: the largest sample that still fits in each, again and again.
 
     Args:

@@ -3,8 +3,8 @@
 Simulated with a cost model: no communication, no kernels. D ranks, K micro-batches; a cell is one (rank, micro-batch).
 
 - `one_barrier` (DDP, ZeRO-1/2, distributed optimizer): the slowest rank's sum of everything it does.
-- `lock_step` (FSDP, expert parallelism, any encoder dispatch): ranks wait for each other after the encoder and after the
-  language model of each micro-batch; the sum over micro-batches of the slowest encoder and the slowest language model.
+- `lock_step` (FSDP, expert parallelism, any encoder dispatch): ranks wait for each other after the encoder and after
+  the language model of each micro-batch; the sum over micro-batches of the slowest encoder and slowest language model.
 - `pipeline` (1F1B over P stages): a rank's cells, and P - 1 times its largest one more, over P; of the slowest rank.
 """
 
@@ -53,7 +53,7 @@ def cell_times(
 
 
 def _sums(cell: Ints, values: Floats, shape: tuple[int, int]) -> Floats:
-    return np.bincount(cell, weights=values, minlength=shape[0] * shape[1]).reshape(shape)
+    return np.bincount(cell, weights=values, minlength=shape[0] * shape[1]).astype(np.float64).reshape(shape)
 
 
 def lower_bound(
@@ -90,7 +90,10 @@ def lower_bound(
 def _pigeonhole(costs: Floats, ranks: int) -> float:
     """Of the j * ranks + 1 heaviest samples, some rank has j + 1: at least the lightest j + 1 of them."""
     falling = np.sort(costs)[::-1]
-    bounds = [falling[j * ranks - j : j * ranks + 1].sum() for j in range((len(falling) - 1) // ranks + 1 if len(falling) else 0)]
+    bounds = [
+        falling[j * ranks - j : j * ranks + 1].sum()
+        for j in range((len(falling) - 1) // ranks + 1 if len(falling) else 0)
+    ]
     return float(max(bounds, default=0.0))
 
 

@@ -88,7 +88,8 @@ class CostModel:
 
     Encoder, for each attention unit of p patches, with e = `vision_extra_patches`:
     `vision_linear * (p + e) + vision_quadratic * (p + e)**2 + vision_per_unit`.
-    Language model, for each document of T tokens (text and image): `llm_linear * T + llm_quadratic * T**2 + llm_per_sample`.
+    Language model, for each document of T tokens (text and image):
+    `llm_linear * T + llm_quadratic * T**2 + llm_per_sample`.
     Only the ratios matter to a plan.
 
     Raises:
@@ -136,8 +137,8 @@ class Plan:
     micro_batch: Ints
     """[n] micro-batch in which it does."""
     encoder_rank: Ints | None
-    """[sum(image_units)] rank that encodes a unit, in the micro-batch of its sample; units in the order of images. None:
-    images are encoded where their sample is."""
+    """[sum(image_units)] rank that encodes a unit, in the micro-batch of its sample; units in the order of images.
+    None: images are encoded where their sample is."""
 
     def digest(self) -> str:
         """16 hexadecimal digits that differ where plans do: for ranks to compare."""

@@ -21,14 +21,13 @@ _inspectors: Sequence[Inspector] = ()
 
 
 def inspect_all(
-    inspectors: Sequence[Inspector], places: Sequence[np.ndarray], *, files: Sequence[str], workers: int, watch: Watch
+    inspectors: Sequence[Inspector], places: Sequence[np.ndarray], *, workers: int, watch: Watch
 ) -> Iterator[tuple[int, Facts]]:
     """(number of a set, facts of some of its places), in order.
 
     Args:
         inspectors: Of each set.
         places: int [n, 2] of each set, (source, index).
-        files: That the sets are read from.
         workers: Processes; 1: this one.
         watch: Shows how far it is.
 
@@ -41,6 +40,7 @@ def inspect_all(
         for first in range(0, len(part), CHUNK)
     ]
     workers = min(workers, max(1, len(tasks)))
+    files = [file for inspector in inspectors for file in inspector.files]
     with worker_map(workers, files, _begin, inspectors) as run, watch(sum(map(len, places))) as advance:
         try:
             for number, facts in run(_inspect, tasks):

@@ -119,9 +119,8 @@ def check(
             ledger.add(one.name, Found("unreadable_source", Location(source, file, "-"), "", why))
     parts: list[list[Facts]] = [[Facts.empty(0)] for _ in sets]
     inspectors = [Inspector(one.opened.sources, processor) for one in sets]
-    files = [part.path for one in sets for source in one.opened.sources for part in source.parts]
     places = [one.places for one in sets]
-    for number, facts in inspect_all(inspectors, places, files=files, workers=workers, watch=watch):
+    for number, facts in inspect_all(inspectors, places, workers=workers, watch=watch):
         for found in facts.found:
             ledger.add(sets[number].name, found)
         facts.found = []

@@ -1,8 +1,9 @@
 """Eight kinds of global batches, drawn at random: what planner and packer are tested and measured on.
 
-A batch is what `ranks * micro_batches` packs of a token budget hold when each rank packs its samples as they come (next fit):
-no more samples than a run without balancing would train on. Cost models are those of three well-known models on one H100,
-from the FLOPs of their layers and assumed efficiencies: LLaVA-1.5-7B (encoder frozen), Qwen2.5-VL-7B, InternVL2.5-26B.
+A batch is what `ranks * micro_batches` packs of a token budget hold when each rank packs its samples as they come (next
+fit): the samples that a run without balancing would train on. Cost models are those of three well-known models on one
+H100, from the FLOPs of their layers and assumed efficiencies: LLaVA-1.5-7B (encoder frozen), Qwen2.5-VL-7B,
+InternVL2.5-26B.
 """
 
 from __future__ import annotations
