@@ -6,7 +6,8 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from loongforge.cli.parser import Parser
@@ -15,7 +16,7 @@ from loongforge.config.errors import UserError
 if TYPE_CHECKING:
     from loongforge.config.schema import Config
     from loongforge.data.check.report import Outlook
-    from loongforge.data.check.run import Checked, CheckedSet, Spec
+    from loongforge.data.check.run import CheckedSet, Spec
     from loongforge.data.processing import SampleProcessor
 
 _EXAMPLES = """
@@ -72,15 +73,18 @@ def _check_numbers(args: Namespace) -> None:
 
 def _check_recipe(config: Config, args: Namespace) -> int:
     from loongforge.cli.data_recipe import recipe_processor
+    from loongforge.data.check.run import open_sets
 
     processor = recipe_processor(config)
     specs: dict[str, Spec] = {"train": config.data.train}
     if config.data.eval is not None:
         specs["eval"] = config.data.eval
-    return _check(specs, config.data.image_dir, processor, args, config)
+    sets = open_sets(specs, samples=args.samples, image_dir=config.data.image_dir, index_dir=config.data.index_dir)
+    return _check(sets, processor, args, config)
 
 
 def _check_path(args: Namespace) -> int:
+    from loongforge.data.check.run import open_sets
     from loongforge.data.images import ImageProcessor
     from loongforge.data.processing import SampleProcessor
     from loongforge.data.tokenizer import load_tokenizer
@@ -91,27 +95,25 @@ def _check_path(args: Namespace) -> int:
         num_image_tokens=args.image_tokens,
         image_processor=ImageProcessor(224, [0.5] * 3, [0.5] * 3),
     )
-    return _check({"train": args.path}, None, processor, args, None)
+    return _check(open_sets({"train": args.path}, samples=args.samples), processor, args, None)
 
 
-def _check(
-    specs: dict[str, Spec], image_dir: str | None, processor: SampleProcessor, args: Namespace, config: Config | None
-) -> int:
+def _check(sets: list[CheckedSet], processor: SampleProcessor, args: Namespace, config: Config | None) -> int:
     from loongforge.data.check.report import Pace, as_json, as_text
-    from loongforge.data.check.run import open_sets
+    from loongforge.data.check.run import check
     from loongforge.data.workers import default_workers
 
-    sets = open_sets(specs, image_dir, args.samples)
     workers = args.workers or default_workers()
     began = time.perf_counter()
-    checked = _with_progress(sets, processor, workers, args.examples)
+    checked = check(sets, processor, workers=workers, examples=args.examples, watch=_progress)
     pace = Pace(time.perf_counter() - began, workers)
     report = as_json(checked, _outlook(checked.sets[0], config, args), pace)
     print(json.dumps(report) if args.json else as_text(report))
     return 1 if report["problems"] or (args.strict and report["warnings"]) else 0
 
 
-def _with_progress(sets: list[CheckedSet], processor: SampleProcessor, workers: int, examples: int) -> Checked:
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error where that is a terminal, so that the output can still be piped."""
     from rich.console import Console
     from rich.progress import (
@@ -123,13 +125,11 @@ def _with_progress(sets: list[CheckedSet], processor: SampleProcessor, workers: 
         TimeRemainingColumn,
     )
 
-    from loongforge.data.check.run import check
-
     console = Console(stderr=True)
     columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("check", total=sum(len(one.places) for one in sets))
-        return check(sets, processor, workers=workers, examples=examples, advance=lambda n: progress.advance(task, n))
+        task = progress.add_task("check", total=total)
+        yield lambda number: progress.advance(task, number)
 
 
 def _outlook(train: CheckedSet, config: Config | None, args: Namespace) -> Outlook:

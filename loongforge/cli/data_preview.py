@@ -83,7 +83,7 @@ def _print(samples: Sequence[Shown]) -> None:
         console.print(sample_text(shown.preview, coloured=coloured))
         found = shown.preview
         sizes = ", ".join(f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in found.pixels)
-        images = f"; {len(found.pixels)} images: {sizes}" if found.pixels else ""
+        images = f"; {len(found.units)} images, seen as {sizes}" if found.pixels else ""
         console.print(Text(f"{found.num_tokens} tokens, {found.num_learned} learned{images}", style="dim"))
     console.print(Text(legend(coloured=coloured), style="dim"))
 

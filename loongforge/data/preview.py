@@ -38,7 +38,9 @@ class Preview:
     roles: dict[int, str] = field(default_factory=dict)
     """{number of a piece: role of the message that begins with it}; empty for raw text, and where it is not known."""
     pixels: list[np.ndarray] = field(default_factory=list)
-    """uint8 [H, W, 3] each, as the encoder sees them but for the scale."""
+    """uint8 [H, W, 3] each, as the encoder sees them but for the scale; the tiles of all images in order."""
+    units: tuple[int, ...] = ()
+    """Tiles of each image; 1 where images are not cut."""
 
 
 def preview(sample: ProcessedSample, processor: SampleProcessor, raw: RawSample | None = None) -> Preview:
@@ -61,6 +63,7 @@ def preview(sample: ProcessedSample, processor: SampleProcessor, raw: RawSample 
         learned_text=processor.decode(learned.tolist()),
         roles=_roles(sample, pieces, processor, raw) if raw is not None else {},
         pixels=sample.pixels,
+        units=sample.units,
     )
 
 

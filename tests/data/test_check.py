@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from tests.data.planted import ERRORS, WARNINGS, DataSet, talk
 
 def _check(processor: SampleProcessor, train: Spec, held_out: Spec | None = None, **options: Any) -> Checked:
     specs = {"train": train} if held_out is None else {"train": train, "eval": held_out}
-    sets = open_sets(specs, None, options.pop("samples", None))
+    sets = open_sets(specs, samples=options.pop("samples", None))
     return check(sets, processor, **{"workers": 1, "examples": 3, **options})
 
 
@@ -76,6 +78,13 @@ def test_all_faults_at_once(processor: SampleProcessor, tmp_path: Path, workers:
 def test_every_kind_of_the_tables_is_described(table: dict[str, Any]) -> None:
     known = kinds.ERRORS if table is ERRORS else kinds.WARNINGS
     assert {kind for kind, _ in table.values()} <= set(known)
+
+
+def test_every_kind_that_is_raised_is_described() -> None:
+    folder = Path(kinds.__file__).parents[1]
+    raised = {kind for file in folder.rglob("*.py") for kind in re.findall(r'problem="(\w+)"', file.read_text())}
+    assert len(raised) > 15
+    assert raised <= set(kinds.ERRORS)
 
 
 def test_shards(processor: SampleProcessor, tmp_path: Path) -> None:
@@ -244,8 +253,13 @@ def test_workers_find_the_same(processor: SampleProcessor, tmp_path: Path) -> No
     folder = data.write(tmp_path / "d")
     seen: list[int] = []
     alone = _check_folder(processor, folder)
-    several = _check_folder(processor, folder, workers=3, advance=seen.append)
-    assert sum(seen) == 306
+
+    def watch(total: int) -> AbstractContextManager[Any]:
+        seen.append(-total)
+        return nullcontext(seen.append)
+
+    several = _check_folder(processor, folder, workers=3, watch=watch)
+    assert sum(seen) == 0 and len(seen) > 3
     assert several.problems == alone.problems
     for one, other in zip(alone.sets, several.sets, strict=True):
         for name in ("tokens", "images", "names", "contents"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import itertools
 import re
@@ -115,6 +116,15 @@ def test_page_shows_what_the_model_sees(processor: SampleProcessor) -> None:
     assert uri is not None and uri.startswith("data:image/png;base64,")
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
     assert (pixels == done.pixels[0]).all()
+
+
+def test_page_of_tiles(processor: SampleProcessor) -> None:
+    shown = _preview(processor, _raw(chat("<image>\nWhich?"), 1))
+    (pixels,), ((first, end),) = shown.pixels, shown.image_spans
+    cut = dataclasses.replace(shown, units=(3,), pixels=[pixels] * 3)
+    text = _page(cut)
+    assert text.count("<figure>") == 3
+    assert f"image 0, tile 3 of 3: 32 x 32, tokens {first} to {end - 1}" in text
 
 
 @pytest.mark.parametrize("where", ["question", "answer", "id", "place", "role", "problem", "title"])

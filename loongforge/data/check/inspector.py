@@ -99,7 +99,7 @@ class Inspector:
             raw = replace(given, images=[functools.cache(read) for read in given.images])  # read once, looked at twice
             facts.names[row] = _hash(given.id if given.has_own_id else f"{location.shard}\0{location.key}")
             done = self._processor(raw)
-            facts.tokens[row], facts.images[row] = len(done.ids), len(done.pixels)
+            facts.tokens[row], facts.images[row] = len(done.ids), len(done.units)
             facts.contents[row] = _content_hash(raw, done)
             for kind, reason in self._rules.findings(raw, done):
                 note(kind, reason)

@@ -25,6 +25,7 @@ ERRORS = {
     "no_vision_encoder": "images, but the model has no vision encoder",
     "missing_image": "an image file that cannot be read",
     "image_path": "an image path that leads out of its folder",
+    "too_many_bytes": "more bytes than a sample may have",
     "undecodable_image": "an image that cannot be decoded, or is cut off",
     "image_too_large": "an image beyond the limit of pixels",
     "template_refuses": "the chat template refuses it",

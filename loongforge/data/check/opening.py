@@ -21,50 +21,44 @@ class Opened:
     """(source, file, why) of what could not."""
 
 
-def open_whole_or_parts(spec: str | Sequence[SourceConfig], key: str, image_dir: str | None) -> Opened:
+def open_whole_or_parts(
+    spec: str | Sequence[SourceConfig], key: str, image_dir: str | None = None, index_dir: str | None = None
+) -> Opened:
     """Opens data as a run does; where that fails for what is in a file, opens the other files one by one.
 
     Args:
         spec: `data.train` or `data.eval`.
         key: Its name.
         image_dir: `data.image_dir`.
+        index_dir: `data.index_dir`.
 
     Raises:
         UserError: A path that does not exist, or a spec that makes no sense.
     """
     try:
-        opened = open_sources(spec, key, image_dir)
+        opened = open_sources(spec, key, image_dir, index_dir)
         return Opened([source for source, _ in opened], [weight for _, weight in opened])
-    except UserError:
-        if not spec:
-            raise
-    entries = [SourceConfig(path=spec)] if isinstance(spec, str) else list(spec)
-    if any(not 0 < entry.weight < float("inf") for entry in entries):
-        open_sources(spec, key, image_dir)  # says so
-    found = Opened()
-    for entry in entries:
-        _open_entry(entry, key, image_dir, found)
-    return found
-
-
-def _open_entry(entry: SourceConfig, key: str, image_dir: str | None, found: Opened) -> None:
-    try:
-        opened = [open_source(entry.path, key, image_dir)]
     except UserError as error:
-        opened = _open_files(entry, key, image_dir, found, error)
-    found.sources += opened
-    found.weights += [entry.weight] * len(opened)
-
-
-def _open_files(entry: SourceConfig, key: str, image_dir: str | None, found: Opened, whole: UserError) -> list[Source]:
-    files = list_files(entry.path, key)
-    opened, broken = [], []
-    for file in files:
+        entries = [SourceConfig(path=spec)] if isinstance(spec, str) else spec
         try:
-            opened.append(open_source(file, key, image_dir))
-        except UserError as error:
-            broken.append((entry.path, file, str(error)))
-    if not broken:  # each can be read, but not together
-        raise whole
-    found.broken += broken
-    return opened
+            files = [(file, entry) for entry in entries for file in list_files(entry.path, key)]
+        except UserError:
+            raise error from None
+        found = Opened()
+        for file, entry in files:
+            _open_file(file, entry, found, key, image_dir, index_dir)
+        if not found.broken:  # each can be read, but not together
+            raise
+        return found
+
+
+def _open_file(
+    file: str, entry: SourceConfig, found: Opened, key: str, image_dir: str | None, index_dir: str | None
+) -> None:
+    try:
+        source = open_source(file, key, image_dir, index_dir)
+    except UserError as error:
+        found.broken.append((entry.path, file, str(error)))
+        return
+    found.sources.append(source)
+    found.weights.append(entry.weight)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ from loongforge.config.schema import SourceConfig
 from loongforge.data.check.inspector import Facts, Found, Inspector
 from loongforge.data.check.kinds import ERRORS, WARNINGS
 from loongforge.data.check.opening import Opened, open_whole_or_parts
-from loongforge.data.check.parallel import inspect_all
+from loongforge.data.check.parallel import Watch, inspect_all
 from loongforge.data.eval_loader import spread
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import Location, SampleError
@@ -69,20 +70,23 @@ class Checked:
         return dict(sorted(chosen.items(), key=lambda item: -item[1].count))
 
 
-def open_sets(specs: dict[str, Spec], image_dir: str | None, samples: int | None) -> list[CheckedSet]:
+def open_sets(
+    specs: dict[str, Spec], *, samples: int | None = None, image_dir: str | None = None, index_dir: str | None = None
+) -> list[CheckedSet]:
     """Opens what is to be read.
 
     Args:
         specs: {`train`: `data.train`, `eval`: `data.eval`}.
-        image_dir: `data.image_dir`.
         samples: At most so many of each set, spread evenly over it; None: all.
+        image_dir: `data.image_dir`.
+        index_dir: `data.index_dir`.
 
     Raises:
         UserError: A path that does not exist, or a spec that makes no sense.
     """
     sets = []
     for name, spec in specs.items():
-        opened = open_whole_or_parts(spec, f"data.{name}", image_dir)
+        opened = open_whole_or_parts(spec, f"data.{name}", image_dir, index_dir)
         sizes = [len(source) for source in opened.sources]
         chosen = np.arange(sum(sizes)) if samples is None else np.array(spread(sum(sizes), samples), np.int64)
         starts = np.cumsum([0, *sizes])
@@ -97,7 +101,7 @@ def check(
     *,
     workers: int,
     examples: int,
-    advance: Callable[[int], None] = lambda _: None,
+    watch: Watch = lambda _: nullcontext(lambda _: None),
 ) -> Checked:
     """Reads all chosen samples of the sets.
 
@@ -106,18 +110,23 @@ def check(
         processor: The run's.
         workers: Processes.
         examples: Samples that are named for each kind of problem, at most.
-        advance: Called with the number of samples that have been read since the last call.
+        watch: Shows how far it is.
     """
     checked = Checked(sets, {})
     ledger = _Ledger(checked.problems, examples)
     for one in sets:
         for source, file, why in one.opened.broken:
             ledger.add(one.name, Found("unreadable_source", Location(source, file, "-"), "", why))
-        parts = inspect_all(Inspector(one.opened.sources, processor), one.places, workers, advance)
-        for part in parts:
-            for found in part.found:
-                ledger.add(one.name, found)
-        one.facts = Facts.joined([Facts.empty(0), *parts])
+    parts: list[list[Facts]] = [[Facts.empty(0)] for _ in sets]
+    inspectors = [Inspector(one.opened.sources, processor) for one in sets]
+    places = [one.places for one in sets]
+    for number, facts in inspect_all(inspectors, places, workers=workers, watch=watch):
+        for found in facts.found:
+            ledger.add(sets[number].name, found)
+        facts.found = []
+        parts[number].append(facts)
+    for one, facts_of_set in zip(sets, parts, strict=True):
+        one.facts = Facts.joined(facts_of_set)
     _compare(sets, ledger)
     assert all(kind in ERRORS or kind in WARNINGS for kind in checked.problems)
     return checked

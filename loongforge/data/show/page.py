@@ -65,7 +65,7 @@ def _article(shown: Shown) -> str:
     if found is None:
         title = f"<h2>{shown.position}: bad sample</h2>"
         return f"<article>{title}{where}<p class='problem'>{_safe(shown.problem)}</p></article>"
-    counts = f"{found.num_tokens} tokens, {found.num_learned} of them learned, {len(found.pixels)} images"
+    counts = f"{found.num_tokens} tokens, {found.num_learned} of them learned, {len(found.units)} images"
     return (
         f"<article><h2>{shown.position}: {_safe(found.id)}</h2>{where}<p class='where'>{counts}</p>"
         f"{''.join(_figures(found))}{''.join(_messages(found))}"
@@ -74,15 +74,18 @@ def _article(shown: Shown) -> str:
 
 
 def _figures(found: Preview) -> Iterator[str]:
-    for number, pixels in enumerate(found.pixels):
-        span = found.image_spans[number] if number < len(found.image_spans) else None
-        tokens = f", tokens {span[0]} to {span[1] - 1}" if span else ""
-        height, width = pixels.shape[:2]
-        zoom = max(1, -(-_LEAST_EDGE // min(height, width)))
-        yield (
-            f"<figure><img src='{_data_uri(pixels)}' width='{width * zoom}' height='{height * zoom}' alt=''>"
-            f"<figcaption>image {number}: {width} x {height}{tokens}</figcaption></figure>"
-        )
+    tiles = iter(found.pixels)
+    for number, (units, span) in enumerate(zip(found.units, found.image_spans, strict=True)):
+        for tile in range(units):
+            pixels = next(tiles)
+            height, width = pixels.shape[:2]
+            zoom = max(1, -(-_LEAST_EDGE // min(height, width)))
+            part = f", tile {tile + 1} of {units}" if units > 1 else ""
+            yield (
+                f"<figure><img src='{_data_uri(pixels)}' width='{width * zoom}' height='{height * zoom}' alt=''>"
+                f"<figcaption>image {number}{part}: {width} x {height}, tokens {span[0]} to {span[1] - 1}"
+                "</figcaption></figure>"
+            )
 
 
 def _data_uri(pixels: np.ndarray) -> str:
