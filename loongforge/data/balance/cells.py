@@ -75,6 +75,8 @@ class Cells:
         wanted[bins] = True
         bin_of = self.cell // self.per_bin
         samples = np.flatnonzero(wanted[bin_of])
+        if not len(samples):
+            return np.full((len(bins), width), len(self.costs))
         samples = samples[rising(bin_of[samples])]
         counts = np.bincount(bin_of[samples], minlength=self.bins)
         starts = (np.cumsum(counts) - counts)[bins, None]

@@ -38,7 +38,7 @@ def _shares(sizes: Ints, budget: int) -> Ints:
 
 
 class _Shelf:
-    """Open packs by their room: a tree whose leaves are steps of tokens; a node is the most patches that a pack below has."""
+    """Open packs by their room: a tree with steps of tokens as leaves; a node is the most patches of a pack below."""
 
     def __init__(self, step: int, budget: int) -> None:
         self._step = step
