@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 def _check(args: Namespace) -> None:
     for name, least in (("world", 1), ("tokens_per_sample", 1), ("images_per_sample", 0)):
         value = getattr(args, name)
-        if value is not None and value < least:
+        if value is not None and not least <= value < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least {least}")
 
 
@@ -78,6 +78,7 @@ def _search(config: Config, args: Namespace) -> int:
     from loongforge.planning.workload import Workload
 
     world = _world(config, args)
+    _check_components(config)
     workload = Workload.from_recipe(config, tokens=args.tokens_per_sample, images=args.images_per_sample)
     device = _device(config, world, args)
     found = [found_layout(config, one, device) for one in search(config, world, workload, device)]
@@ -85,6 +86,17 @@ def _search(config: Config, args: Namespace) -> int:
         raise UserError(_nothing(config, world))
     print(json.dumps({"processes": world, "layouts": found}) if args.json else search_text(found, _SHOWN))
     return 0
+
+
+def _check_components(config: Config) -> None:
+    """What is wrong with the model under any layout."""
+    from loongforge.model.checks import model_problems
+    from loongforge.parallel.grid import Grid
+    from loongforge.parallel.layout import Layout
+
+    found = model_problems(config.model, Layout(1, Grid((0,))))
+    if found:
+        raise UserError("The model cannot be built:\n" + "\n".join(f"  - {line}" for line in found))
 
 
 def _world(config: Config, args: Namespace) -> int:

@@ -51,10 +51,22 @@ def check_fit(config: Config, size: int) -> Layout:
 
     try:
         layout = Layout.from_model(config.model, size)
+    except UserError as error:
+        raise UserError(f"{error}{_undividable(config)}{_nearest(config, size)}") from error
+    try:
         check_model(config, layout)
     except UserError as error:
         raise UserError(f"{error}{_nearest(config, size)}") from error
     return layout
+
+
+def _undividable(config: Config) -> str:
+    """What in the LLM its parallel sizes do not divide, on whatever number of processes."""
+    from loongforge.components.llm.base import LLMConfig
+
+    llm = config.model.llm
+    assert isinstance(llm, LLMConfig)
+    return "".join(f"\n  - model.llm.{line}" for line in llm.problems(llm.parallel.tp or 1, llm.parallel.pp))
 
 
 def _nearest(config: Config, size: int) -> str:
@@ -64,9 +76,8 @@ def _nearest(config: Config, size: int) -> str:
     model = config.model
     if (model.vision is None) != (model.projector is None):
         return ""
-    found = nearest_choices(config, size)
-    lines = (f"\n  - {' '.join(overrides(config, choice.config(config)))}" for choice in found)
-    return f"\nNearest layouts of {size} process(es) that fit:{''.join(lines)}" if found else ""
+    lines = [f"\n  - {' '.join(overrides(config, wanted))}" for wanted in nearest_choices(config, size)]
+    return f"\nNearest layouts of {size} process(es) that fit:{''.join(lines)}" if lines else ""
 
 
 def run_processes(entry: str, config: Config, processes: Processes, log_dir: Path, **arguments: object) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
@@ -63,10 +64,13 @@ def _layout(config: Config, args: Namespace) -> int:
         print(f"{config.name} on {layout.world_size} processes: {args.steps} steps of a small copy, on CPU")
         if small.layout.world_size < layout.world_size:
             print(f"cut to {small.layout.world_size} processes (--max-processes {args.max_processes})")
-    with tempfile.TemporaryDirectory(prefix="loongforge-verify-") as folder:
-        found = verify(small.config, small.layout.world_size, Path(folder), pack=args.packed)
-    if found is None:
+        if small.layout.world_size == 1:
+            print("one process is compared with itself: name a layout, with launcher.nproc=N")
+    folder = Path(tempfile.mkdtemp(prefix="loongforge-verify-"))
+    found = verify(small.config, small.layout.world_size, folder, pack=args.packed)
+    if found is None:  # the launcher has named a log in there
         return 1
+    shutil.rmtree(folder)
     if args.json:
         print(json.dumps({"world_size": small.layout.world_size, "layout": small.layout.describe(), **found.as_json()}))
     else:

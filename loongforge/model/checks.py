@@ -12,9 +12,14 @@ from loongforge.parallel.layout import Layout
 
 def check_model(config: Config, layout: Layout) -> None:
     """Raises one UserError that lists everything in the model that does not fit."""
-    found = model_problems(config.model, layout) + _batch_problems(config, layout) + _packing_problems(config, layout)
+    found = problems(config, layout)
     if found:
         raise UserError("The model cannot be built:\n" + "\n".join(f"  - {line}" for line in found))
+
+
+def problems(config: Config, layout: Layout) -> list[str]:
+    """Everything in model and batch that does not fit the layout, or one another."""
+    return model_problems(config.model, layout) + _batch_problems(config, layout) + _packing_problems(config, layout)
 
 
 def model_problems(model: ModelConfig, layout: Layout) -> list[str]:

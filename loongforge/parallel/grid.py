@@ -44,6 +44,13 @@ class Grid:
         """Size of each axis."""
         return {"tp": self.tp, "cp": self.cp, "dp": self.dp, "pp": self.pp}
 
+    def _position(self, rank: int) -> int | None:
+        """Place in `ranks`, at once where these are neighbours in order."""
+        guess = rank - self.ranks[0]
+        if 0 <= guess < len(self.ranks) and self.ranks[guess] == rank:
+            return guess
+        return self._positions.get(rank)
+
     @cached_property
     def _positions(self) -> dict[int, int]:
         return {rank: position for position, rank in enumerate(self.ranks)}
@@ -63,9 +70,10 @@ class Grid:
 
     def place(self, rank: int) -> Coordinates | None:
         """Coordinates of a rank; None where it does not hold the component."""
-        if rank not in self._positions:
+        position = self._position(rank)
+        if position is None:
             return None
-        rest, at = self._positions[rank], []
+        rest, at = position, []
         for axis in AXES:
             rest, index = divmod(rest, self.sizes[axis])
             at.append(index)

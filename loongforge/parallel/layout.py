@@ -60,7 +60,7 @@ class Layout:
     @cached_property
     def decoupled(self) -> bool:
         """The encoder lives on ranks of its own."""
-        return self.vision is not None and not set(self.vision.ranks) & set(self.llm.ranks)
+        return self.vision is not None and self.vision.ranks[0] not in self.llm.ranks
 
     @property
     def sequence_multiple(self) -> int:

@@ -12,13 +12,15 @@ from loongforge.components.llm.base import LLMConfig
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.schema import Config, ModelConfig, ParallelConfig
-from loongforge.model.checks import longest_sample
+from loongforge.model.checks import longest_sample, micro_batch_size, problems
 from loongforge.parallel.grid import Grid, divisors
 from loongforge.parallel.layout import COMPONENTS, Layout
 
 _FEW_TOKENS = 8
 """Context-parallel ranks are not offered where each would hold less of a sample than twice this."""
 
+_MANY_RANKS, _SOME = 64, 24
+"""On more ranks, so many sizes of a decoupled encoder are offered: those nearest to a given one."""
 _FEW_RANKS = 4
 """From so many on they are named by the first and the last."""
 
@@ -65,9 +67,10 @@ def overrides(config: Config, wanted: Config) -> list[str]:
             )
             if old != new and not implied:
                 found.append(f"model.{name}.parallel.{item.name}={_spell(new)}")
-    for key in ("micro_batch_size", "recompute"):
-        if getattr(config.trainer, key) != getattr(wanted.trainer, key):
-            found.append(f"trainer.{key}={_spell(getattr(wanted.trainer, key))}")
+    for section, key in (("trainer", "micro_batch_size"), ("trainer", "recompute"), ("optimizer", "distributed")):
+        old, new = (getattr(getattr(one, section), key) for one in (config, wanted))
+        if old != new:
+            found.append(f"{section}.{key}={_spell(new)}")
     return found
 
 
@@ -75,16 +78,16 @@ def _spell(value: object) -> str:
     return "null" if value is None else str(value).lower().replace(" ", "")
 
 
-def legal_choices(config: Config, world: int, *, tokens: int) -> Iterator[Choice]:
-    """All layouts that fit the model and divide the global batch.
-
-    Sequence parallelism goes with every `tp` above 1: it moves as many bytes and keeps less. The projector has the
-    encoder's layout.
+def legal_choices(config: Config, world: int, *, tokens: int, decoupled_ranks: float = 1) -> Iterator[Choice]:
+    """Layouts that fit the model and divide the global batch: the LLM with any TP, PP, CP and DP, with and without
+    sequence parallelism; the encoder with any TP on all of its ranks, on its first stage, or on ranks of its own. The
+    projector has the encoder's layout.
 
     Args:
         config: The recipe; its layout is not read.
         world: Ranks.
         tokens: Of a sample; bounds the context-parallel size.
+        decoupled_ranks: Ranks of an encoder of its own that the offered ones are near to, where there are too many.
     """
     alone = ParallelConfig()
     if config.model.vision is None:
@@ -92,9 +95,13 @@ def legal_choices(config: Config, world: int, *, tokens: int) -> Iterator[Choice
         return
     for llm, layout in _llm_layouts(config, world, world, tokens):
         yield from _colocated(config.model, llm, layout)
-    for number in range(1, world // 2 + 1):
-        tps = _encoder_tps(config.model, number)
-        for llm, layout in _llm_layouts(config, world, world - number, tokens):
+    offered = 0
+    for number in sorted(range(1, world), key=lambda number: _ratio(number, max(1, round(decoupled_ranks)))):
+        if offered == _SOME and world > _MANY_RANKS:
+            break
+        tps, llms = _encoder_tps(config.model, number), list(_llm_layouts(config, world, world - number, tokens))
+        offered += bool(llms)
+        for llm, layout in llms:
             ranks = range(world - number, world)
             for tp in tps:
                 grid = Grid(tuple(ranks), tp)
@@ -113,8 +120,9 @@ def _llm_layouts(config: Config, world: int, number: int, tokens: int) -> Iterat
         block = tp * pp * cp
         if number % block or batch % (number // block):
             continue
-        parallel = ParallelConfig(tp=tp, pp=pp, cp=cp, sequence_parallel=tp > 1)
-        yield parallel, Layout(world, Grid(ranks, tp, cp, pp), sequence_parallel=tp > 1)
+        for split in (False, True)[: 1 + (tp > 1)]:
+            parallel = ParallelConfig(tp=tp, pp=pp, cp=cp, sequence_parallel=split)
+            yield parallel, Layout(world, Grid(ranks, tp, cp, pp), sequence_parallel=split)
 
 
 def _largest(llm: LLMConfig, number: int) -> int:
@@ -152,28 +160,43 @@ def _encoder_tps(model: ModelConfig, number: int) -> list[int]:
     ]
 
 
-def nearest_choices(config: Config, world: int, *, number: int = 3) -> list[Choice]:
-    """The legal layouts that differ least from what the recipe asks for, by the ratios of their sizes.
+def nearest_choices(config: Config, world: int, *, number: int = 3) -> list[Config]:
+    """The recipe with those accepted layouts that differ least from what it asks for, by the ratios of their sizes.
 
-    Empty where the recipe's own sizes are legal: then something else is wrong with it.
+    Empty where the recipe's own layout is accepted: then something else is wrong with it.
     """
-    llm, vision = config.model.llm.parallel, config.model.vision.parallel if config.model.vision else None
+    model = config.model
+    llm, vision = model.llm.parallel, model.vision.parallel if model.vision else None
     wanted_ranks = len(vision.rank_list or range(world)) if vision is not None else world
 
     def distance(choice: Choice) -> float:
         found = _ratio(choice.llm.tp, llm.tp) + _ratio(choice.llm.pp, llm.pp) + _ratio(choice.llm.cp, llm.cp)
+        found += 0.1 * (choice.llm.sequence_parallel != (llm.sequence_parallel and choice.layout.llm.tp > 1))
         if vision is not None and choice.vision is not None:
             grid = choice.layout.grids()["vision"]
             found += _ratio(choice.vision.tp, vision.tp) + _ratio(len(grid.ranks), wanted_ranks)
+            found += choice.layout.decoupled and vision.ranks is None
         return found
 
-    found = sorted(legal_choices(config, world, tokens=longest_sample(config)), key=distance)[:number]
-    if not found or distance(found[0]) == 0:
-        return []
-    return [
-        replace(one, llm=replace(one.llm, sequence_parallel=llm.sequence_parallel and one.layout.llm.tp > 1))
-        for one in found
-    ]
+    found: list[Config] = []
+    offered = legal_choices(config, world, tokens=longest_sample(config), decoupled_ranks=wanted_ranks)
+    for choice in sorted(offered, key=distance):
+        wanted = choice.config(config, **micro_batch(config, choice.layout))
+        if not overrides(config, wanted):
+            return []
+        if not problems(wanted, Layout.from_model(wanted.model, world)):
+            found.append(wanted)
+        if len(found) == number:
+            break
+    return found
+
+
+def micro_batch(config: Config, layout: Layout) -> dict[str, object]:
+    """`micro_batch_size` of the trainer where the recipe's does not divide a replica's share: the next smaller one."""
+    share, asked = config.trainer.global_batch_size // layout.dp, micro_batch_size(config, layout)
+    if config.packing.enabled or share % asked == 0:
+        return {}
+    return {"micro_batch_size": max(size for size in divisors(share) if size <= asked)}
 
 
 def _ratio(size: int | None, wanted: int | None) -> float:

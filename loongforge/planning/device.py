@@ -10,6 +10,8 @@ import yaml
 
 from loongforge.config.errors import UserError, did_you_mean
 
+_WIDEST = 512
+"""Wider layers are no faster by the FLOP, and take long to measure."""
 FOLDER = Path(__file__).parent / "devices"
 
 
@@ -72,7 +74,7 @@ def load_device(name: str, *, nproc: int = 1, threads: int = 1, width: int = 256
     if name == "cpu":
         from loongforge.planning.this_cpu import measure_cpu
 
-        return measure_cpu(nproc=nproc, threads=threads, width=min(width, 1024))
+        return measure_cpu(nproc=nproc, threads=threads, width=min(width, _WIDEST))
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name.lower()}.yaml"
     if not path.is_file():
         known = known_devices()

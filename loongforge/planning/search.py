@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 from loongforge.config.schema import Config
-from loongforge.model.checks import micro_batch_size
-from loongforge.parallel.grid import divisors
-from loongforge.planning.choices import Choice, legal_choices
+from loongforge.planning.choices import Choice, legal_choices, micro_batch
 from loongforge.planning.device import Device
 from loongforge.planning.predict import Prediction, predict
 from loongforge.planning.workload import Costs, Workload
@@ -27,11 +26,14 @@ class Found:
 def search(config: Config, world: int, workload: Workload, device: Device) -> list[Found]:
     """All legal layouts: those that fit from the fastest to the slowest, then the others from the leanest.
 
-    Where a layout does not fit with the recipe's micro-batch size and recomputation, a smaller micro-batch, and after
-    that full recomputation, is tried.
+    Where a layout does not fit with the recipe's settings, a distributed optimizer, micro-batches of one sample and
+    full recomputation are added one after another.
     """
     costs = Costs(config, workload)
-    found = [_fitted(costs, choice, device) for choice in legal_choices(config, world, tokens=workload.tokens)]
+    work = costs.step_flops
+    share = world * (1 - work["llm"] / sum(work.values()))
+    offered = legal_choices(config, world, tokens=workload.tokens, decoupled_ranks=share)
+    found = [_fitted(costs, choice, device) for choice in offered]
     return sorted(found, key=lambda one: (not one.fits, _merit(one)))
 
 
@@ -40,17 +42,23 @@ def _merit(found: Found) -> float:
 
 
 def _fitted(costs: Costs, choice: Choice, device: Device) -> Found:
-    config = costs.config
-    share = config.trainer.global_batch_size // choice.layout.dp
-    largest = max(size for size in divisors(share) if size <= micro_batch_size(config, choice.layout))
-    attempts = [(largest, config.trainer.recompute), (1, config.trainer.recompute), (1, "full")]
-    for micro_batch, recompute in dict.fromkeys(attempts):
-        trainer: dict[str, object] = {"recompute": recompute}
-        if micro_batch != micro_batch_size(config, choice.layout):
-            trainer["micro_batch_size"] = micro_batch
-        changed = choice.config(config, **trainer)
-        prediction = predict(costs.with_config(changed), choice.layout, device)
-        found = Found(choice, changed, prediction, prediction.fits(device))
+    """The layout with the first of these that fits: the recipe's settings, a distributed optimizer, samples one by one,
+    recomputation."""
+    config = choice.config(costs.config, **micro_batch(costs.config, choice.layout))
+    found = _found(costs, choice, config, device)
+    for section, key, value in _LEANER:
         if found.fits:
             break
+        if getattr(getattr(config, section), key) != value:
+            config = copy(config)
+            setattr(config, section, replace(getattr(config, section), **{key: value}))
+            found = _found(costs, choice, config, device)
     return found
+
+
+_LEANER = (("optimizer", "distributed", True), ("trainer", "micro_batch_size", 1), ("trainer", "recompute", "full"))
+
+
+def _found(costs: Costs, choice: Choice, config: Config, device: Device) -> Found:
+    prediction = predict(costs.with_config(config), choice.layout, device)
+    return Found(choice, config, prediction, prediction.fits(device))

@@ -14,14 +14,12 @@ _GIB = 2**30
 
 def plan_text(plan: dict[str, Any]) -> str:
     """The whole plan."""
-    load, step = plan["workload"], plan["step"]
+    step = plan["step"]
     parts = [
         f"{plan['recipe']} on {plan['processes']} process(es) of {plan['device']['name']}",
         *_components(plan),
         "",
-        f"sample: {load['tokens']} tokens, {load['images']:g} image(s) of {load['image_tokens']} tokens; step: "
-        f"{plan['micro_batches']} micro-batch(es) of {plan['micro_batch_size']} on each replica of the LLM, "
-        f"the images of {plan['encode_window']} are encoded at once",
+        _sample(plan),
         "",
         *_ranks(plan),
         "",
@@ -44,6 +42,16 @@ def search_text(found: list[dict[str, Any]], shown: int) -> str:
         )
     fitting = sum(one["fits"] for one in found)
     return "\n".join([*lines, f"{len(found)} legal layouts, {fitting} of them fit"])
+
+
+def _sample(plan: dict[str, Any]) -> str:
+    load = plan["workload"]
+    step = f"{plan['micro_batches']} micro-batch(es) of {plan['micro_batch_size']} on each replica of the LLM"
+    if "vision" not in plan["components"]:
+        return f"sample: {load['tokens']} tokens; step: {step}"
+    images = f"{load['images']:g} image(s) of {load['image_tokens']} tokens"
+    window = f"the images of {plan['encode_window']} are encoded at once"
+    return f"sample: {load['tokens']} tokens, {images}; step: {step}, {window}"
 
 
 def _components(plan: dict[str, Any]) -> list[str]:

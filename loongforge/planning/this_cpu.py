@@ -79,7 +79,7 @@ class _Layer:
         torch.autograd.grad(x.sum(), self.weights)
 
 
-def _best_time(work: Callable[[], object], repeats: int = 8) -> float:
+def _best_time(work: Callable[[], object], repeats: int = 4) -> float:
     work()
     times = []
     for _ in range(repeats):

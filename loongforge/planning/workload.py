@@ -37,7 +37,14 @@ class Workload:
         """
         images = (1.0 if config.model.vision is not None else 0.0) if images is None else images
         tokens = longest_sample(config) if tokens is None else tokens
-        found = cls(tokens, images)
+        found, longest = cls(tokens, images), longest_sample(config)
+        if tokens > longest:
+            raise UserError(
+                f"--tokens-per-sample {tokens} is more than the recipe's longest sample of {longest} tokens "
+                "(data.max_length, or the LLM's max_seq_len)"
+            )
+        if images and config.model.vision is None:
+            raise UserError(f"--images-per-sample {images:g}: the model has no vision encoder (model.vision)")
         if images * image_tokens(config.model) > tokens:
             raise UserError(
                 f"--images-per-sample {images:g} take {images * image_tokens(config.model):.0f} tokens, more than "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,18 @@ def test_text_shows_who_holds_what(capsys: Capture) -> None:
         (["model.llm.parallel.pp=5"], ["pp=5", "Nearest layouts of 8", "model.llm.parallel.pp=4"]),
         (["model.vision.parallel.ranks=[0,8]"], ["8 is not a rank", "Nearest layouts"]),
         (["model.vision.num_heads=5"], ["model.vision.hidden_size=1024 is not a multiple of num_heads=5"]),
-        (["trainer.global_batch_size=4"], ["trainer.global_batch_size=4", "dp=8", "Nearest layouts", "pp=2"]),
+        (["trainer.global_batch_size=4"], ["trainer.global_batch_size=4", "dp=8", "Nearest layouts", "cp=2"]),
         (["--world", "0"], ["--world 0 must be at least 1"]),
         (["--device", "h10"], ["--device h10 is not known", "Did you mean 'h100'?", "p800"]),
         (["--images-per-sample", "4"], ["2304 tokens, more than --tokens-per-sample 2048"]),
         (["--images-per-sample", "-1"], ["--images-per-sample -1.0 must be at least 0"]),
-        (["--search", "model.llm.num_heads=7"], ["no layout of 8 processes divides the model"]),
+        (
+            ["--search", "model.llm.num_heads=7"],
+            ["head_dim=585 is odd", "num_heads=7 is not a multiple of num_kv_heads=8"],
+        ),
+        (["--search", "model.projector=null"], ["model.projector is missing"]),
+        (["--tokens-per-sample", "100000"], ["more than the recipe's longest sample of 2048 tokens"]),
+        (["--images-per-sample", "nan"], ["--images-per-sample nan must be at least 0"]),
     ],
 )
 def test_refusals_explain(argv: list[str], messages: list[str], capsys: Capture) -> None:
@@ -161,3 +168,42 @@ def test_this_machine_is_measured(capsys: Capture) -> None:
     assert plan["device"]["name"].startswith("this CPU")
     assert 0 < plan["step"]["seconds"] < 60
     assert plan["device"]["memory_gib"] * 2 > 1
+
+
+def test_a_rank_in_the_middle_may_be_the_fullest(capsys: Capture) -> None:
+    """An encoder on some of the LLM's ranks, none of them the first."""
+    argv = ["--world", "4", "--device", "h100", "model.llm.parallel.ranks=0-3", "model.vision.parallel.ranks=[3]"]
+    more = [
+        "model.vision.freeze=false",
+        "trainer.recompute=none",
+        "trainer.encode_window=24",
+        "model.llm.parallel.tp=2",
+    ]
+    plan = _json(capsys, *LLAVA, *argv, *more)
+    assert plan["memory"]["bytes"] == max(rank["memory"]["total"] for rank in plan["ranks"])
+    assert plan["memory"]["fullest_rank"] == 3
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 7, 8])
+@pytest.mark.parametrize("seed", range(6))
+def test_layouts_that_are_proposed_are_accepted(seed: int, world: int, capsys: Capture) -> None:
+    """Whatever is wrong with the batch and the layout."""
+    draw = random.Random(100 * seed + world)
+    asked = [
+        f"trainer.global_batch_size={draw.choice([6, 32, 48])}",
+        f"trainer.micro_batch_size={draw.choice([1, 5, 32])}",
+        f"model.llm.parallel.tp={draw.choice([1, 2, 3, 4, 5])}",
+        f"model.llm.parallel.pp={draw.choice([1, 2, 3])}",
+        f"model.vision.parallel.tp={draw.choice([1, 2, 3])}",
+    ]
+    common = ["plan", "+recipe=llava_sft", "--world", str(world), "--device", "h100", *asked]
+    if main(common) == 0:
+        return
+    capsys.readouterr()
+    main(common)
+    proposed = [
+        line.removeprefix("  - ").split() for line in capsys.readouterr().err.split("that fit:")[1].splitlines() if line
+    ]
+    assert proposed
+    for overrides in proposed:
+        assert main([*common, *overrides]) == 0

@@ -14,6 +14,7 @@ from loongforge.parallel.layout import Layout
 from loongforge.planning.device import load_device
 from loongforge.planning.predict import Prediction, predict
 from loongforge.planning.search import search
+from loongforge.planning.traffic import traffic_on
 from loongforge.planning.workload import Costs, Workload
 from tests.support.tiny import tiny_config
 
@@ -134,3 +135,25 @@ def test_search_is_sorted_and_fits(wanted: str) -> None:
     else:
         times = [one.prediction.times.total for one in fitting]
         assert times == sorted(times)
+
+
+@pytest.mark.parametrize("images", [0.1, 0.5, 1.5, 4.0])
+def test_a_decoupled_step_takes_no_longer_than_its_parts(images: float) -> None:
+    """And no less than the slower part, whichever that is."""
+    config = tiny_config(vision_changes=dict(num_layers=12))
+    assert config.model.vision is not None
+    config.model.vision.parallel = ParallelConfig(ranks=[1])
+    config.trainer.global_batch_size = 64
+    times = _predict(config, 2, Workload(128, images)).times
+    parts = times.llm + times.encoder + times.image_rows
+    assert times.hidden <= 0
+    assert max(times.llm, times.encoder) <= times.total - times.optimizer - times.gradients <= parts * 1.001
+
+
+def test_recomputation_moves_more() -> None:
+    """A third pass through every layer."""
+    kept, again = (
+        traffic_on(Costs(config, Workload(2048, 0)), Layout.from_model(config.model, 8), 0).tensor_parallel
+        for config in (_recipe("model.llm.parallel.tp=8", f"trainer.recompute={how}") for how in ("none", "full"))
+    )
+    assert again == pytest.approx(1.5 * kept)

@@ -61,16 +61,16 @@ def test_activations_of_a_layer(part: str, allowed: float, rank_pool: Pools) -> 
 
 @pytest.mark.parametrize("choice", [c for c in layouts(4) if c.layout().dp in (1, 2)][::6], ids=str)
 def test_image_rows_that_travel(choice: Choice, rank_pool: Pools) -> None:
-    """A rank keeps what it encodes itself, so the prediction is an upper bound; which part of the sequence the images
-    lie in decides which rank merges them, so the sum over ranks is compared."""
+    """Where sequences are divided, the place of the images decides which rank merges them, perhaps the one that has made
+    them; then the prediction, for images anywhere, is an upper bound here."""
     config = choice.apply(matrix_config())
     config.trainer.global_batch_size, config.trainer.micro_batch_size = 8, 2
     costs, layout = _costs(config), Layout.from_model(config.model, choice.world)
     received = rank_pool(choice.world).run(received_rows, config)
     predicted = [traffic_on(costs, layout, rank).image_rows for rank in range(choice.world)]
-    assert 0 < sum(received) <= 1.01 * sum(predicted)
-    if layout.decoupled:
-        assert sum(received) == pytest.approx(sum(predicted), rel=0.01)
+    if layout.llm.cp == 1 and not layout.sequence_parallel:
+        assert sum(received) == pytest.approx(sum(predicted), rel=0.02), (received, predicted)
+    assert sum(received) <= 1.02 * sum(predicted)
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 8])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.conftest import chat, png, write_jsonl
 from tests.training.recipes import QUICK
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
@@ -94,3 +95,26 @@ def test_a_killed_rank_ends_the_job(name: str, tmp_path: Path, data_dir: Path) -
     assert errors.lstrip().startswith(f"rank {victim} failed first (killed by SIGKILL"), errors
     assert f"its log: {run_dir / 'logs' / f'rank_{victim}.log'}" in errors
     assert "Traceback" not in output, output  # the others' complaints are in their logs
+
+
+@pytest.mark.parametrize(
+    "layout", [["launcher.nproc=4"], ["launcher.nproc=3", "model.vision.parallel.ranks=[2]"]], ids=["dp4", "decoupled"]
+)
+def test_a_bad_sample_is_named_whichever_rank_reads_it(layout: list[str], tmp_path: Path, data_dir: Path) -> None:
+    """Its peers fail over the loss of that rank; the job ends with its reason, and as wrong input."""
+    mine = write_jsonl(tmp_path, [{"id": str(i), "images": [f"{i}.png"], "messages": chat()} for i in range(24)])
+    for number in range(24):
+        (tmp_path / f"{number}.png").write_bytes(png()[: 40 if number == 17 else None])
+    data = ["data=custom", f"data.train={mine}", f"data.tokenizer={data_dir / 'tokenizer'}"]
+    fixed = [
+        "trainer.steps=3",
+        "trainer.global_batch_size=12",
+        "trainer.micro_batch_size=1",
+        f"run.dir={tmp_path / 'run'}",
+    ]
+    command = [sys.executable, "-m", "loongforge", "train", "+recipe=llava_sft", *QUICK, *data, *fixed, *layout]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "bad sample: line 18 of" in done.stderr
+    assert "cannot be decoded" in done.stderr
+    assert "Traceback" not in done.stderr
