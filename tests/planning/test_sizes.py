@@ -61,7 +61,7 @@ def test_activations_of_a_layer(part: str, allowed: float, rank_pool: Pools) -> 
 
 @pytest.mark.parametrize("choice", [c for c in layouts(4) if c.layout().dp in (1, 2)][::6], ids=str)
 def test_image_rows_that_travel(choice: Choice, rank_pool: Pools) -> None:
-    """Where sequences are divided, the place of the images decides which rank merges them, perhaps the one that has made
+    """Where sequences are divided, the place of the images decides which rank merges them, perhaps the one that made
     them; then the prediction, for images anywhere, is an upper bound here."""
     config = choice.apply(matrix_config())
     config.trainer.global_batch_size, config.trainer.micro_batch_size = 8, 2

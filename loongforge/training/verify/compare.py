@@ -49,8 +49,9 @@ class Comparison:
 def compare(reference: Outcome, ranks: Sequence[Outcome]) -> Comparison:
     """Compares the ranks of a layout with one process."""
     first = ranks[0]
-    loss = max(abs(a - b) for a, b in zip(reference.losses, first.losses, strict=True))
-    norm = max(abs(a - b) / max(a, 1e-9) for a, b in zip(reference.norms, first.norms, strict=True))
+    # numpy's maximum, unlike Python's, keeps what is not a number
+    loss = float(np.max(np.abs(np.subtract(reference.losses, first.losses))))
+    norm = float(np.max(np.abs(np.subtract(reference.norms, first.norms)) / np.maximum(reference.norms, 1e-9)))
     found = Comparison(_finite(loss), _finite(norm))
     if not found.loss <= LOSS:
         found.problems.append(f"losses differ by {loss:.1e}, more than {LOSS:.0e}")
