@@ -1,9 +1,11 @@
 """Our plans and packs beside simple ones, on eight kinds of global batches.
 
 Prints step time over its lower bound (simulated with a cost model: no communication, no kernels) as geometric means over
-the kinds, the fullest cell over the cap, and milliseconds of planning; then seconds for large batches, and the fill of packs.
+the kinds, the fullest cell over the cap, and milliseconds of planning; with --large the time for large batches, with
+--packs the fill of packs.
 
-    python scripts/bench/planner.py [--ranks 8 64 512] [--cap 1.2] [--seeds 1] [--kinds text omni] [--large] [--packs] [--json]
+    python scripts/bench/planner.py [--ranks 8 64 512] [--cap 1.2] [--seeds 1] [--kinds text omni]
+        [--large] [--packs] [--json]
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,8 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the kinds of batches are those of the tests
 
-from loongforge.data.balance import BatchMetadata, CostModel, Plan, lower_bound, pack, plan, step_time  # noqa: E402
-from tests.data.balance.kinds import KINDS, fixed_batch, packed_batch  # noqa: E402
+from loongforge.data.balance import BatchMetadata, CostModel, Plan, lower_bound, pack, plan, step_time
+from tests.data.balance.kinds import KINDS, fixed_batch, packed_batch
 
 OBJECTIVES = ("one_barrier", "lock_step", "pipeline")
 STEPS = 4
@@ -78,39 +79,47 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
     """What it returns, and milliseconds."""
     start = time.perf_counter()
-    result = function()
+    result = function(*arguments, **options)
     return result, (time.perf_counter() - start) * 1e3
+
+
+Outcome = tuple[float, float, float, float, float]
+"""over the bound for each objective, fullest cell over the cap, milliseconds"""
+
+
+def outcomes(kind: str, ranks: int, cap: float, seed: int) -> dict[str, Outcome]:
+    """Of every way of planning one batch; ours plans anew for each objective."""
+    batch, packs = packed_batch(kind, ranks, STEPS, seed)
+    cost, token_cap = KINDS[kind].cost, int(cap * KINDS[kind].budget)
+    shape = {"ranks": ranks, "micro_batches": STEPS, "cost": cost}
+    plans: dict[str, tuple[list[Plan], float]] = {}
+    for name, baseline in BASELINES.items():
+        cell, ms = timed(baseline, batch, packs, cost, ranks * STEPS)
+        plans[name] = ([Plan(cell % ranks, cell // ranks, None)] * 3, ms)
+    ours = [timed(plan, batch, **shape, objective=objective, token_cap=token_cap) for objective in OBJECTIVES]
+    plans["ours"] = ([made for made, _ in ours], ours[1][1])
+    bounds = [lower_bound(batch, **shape, objective=o, units_free=o == "one_barrier") for o in OBJECTIVES]
+    found = {}
+    for name, (made, ms) in plans.items():
+        times = [step_time(p, batch, **shape, objective=o) for p, o in zip(made, OBJECTIVES, strict=True)]
+        held = max(np.bincount(p.rank * STEPS + p.micro_batch, weights=batch.tokens()).max() for p in made)
+        ratios = [time_ / bound for time_, bound in zip(times, bounds, strict=True)]
+        found[name] = (ratios[0], ratios[1], ratios[2], float(held) / token_cap, ms)
+    return found
 
 
 def compare(kinds: list[str], ranks: int, cap: float, seeds: list[int]) -> list[dict[str, Any]]:
     """A row for each way of planning: geometric means over kinds and seeds."""
-    found: dict[str, list[tuple[float, float, float, float, float]]] = {}
-    for kind in kinds:
-        cost, token_cap = KINDS[kind].cost, int(cap * KINDS[kind].budget)
-        for seed in seeds:
-            batch, packs = packed_batch(kind, ranks, STEPS, seed)
-            shape = {"ranks": ranks, "micro_batches": STEPS, "cost": cost}
-            bounds = [lower_bound(batch, **shape, objective=o, units_free=o == "one_barrier") for o in OBJECTIVES]
-
-            def add(name: str, plans: list[Plan], ms: float, batch: Any, shape: Any, bounds: Any, cap: int) -> None:
-                times = [step_time(p, batch, **shape, objective=o) for p, o in zip(plans, OBJECTIVES, strict=True)]
-                held = max(np.bincount(p.rank * STEPS + p.micro_batch, weights=batch.tokens()).max() for p in plans)
-                ratios = [a / b for a, b in zip(times, bounds, strict=True)]
-                found.setdefault(name, []).append((*ratios, held / cap, ms))
-
-            for name, baseline in BASELINES.items():
-                cell, ms = timed(lambda b=baseline, *a: b(batch, packs, cost, ranks * STEPS))
-                add(name, [Plan(cell // STEPS, cell % STEPS, None)] * 3, ms, batch, shape, bounds, token_cap)
-            made = [timed(lambda o=o: plan(batch, **shape, objective=o, token_cap=token_cap)) for o in OBJECTIVES]
-            add("ours", [p for p, _ in made], made[1][1], batch, shape, bounds, token_cap)
+    found = [outcomes(kind, ranks, cap, seed) for kind in kinds for seed in seeds]
     rows = []
-    for name, values in found.items():
-        ratios = [math.exp(sum(math.log(value[i]) for value in values) / len(values)) for i in range(3)]
-        fullest, ms = max(value[3] for value in values), sum(value[4] for value in values) / len(values)
+    for name in found[0]:
+        values = np.array([of[name] for of in found])
+        ratios = np.exp(np.log(values[:, :3]).mean(axis=0)).tolist()
         row = dict(zip(OBJECTIVES, ratios, strict=True))
+        fullest, ms = float(values[:, 3].max()), float(values[:, 4].mean())
         rows.append({"ranks": ranks, "plan": name, **row, "fullest_cell": fullest, "plan_ms": ms})
     return rows
 
@@ -125,7 +134,7 @@ def large(kinds: list[str]) -> list[dict[str, Any]]:
             cap = max(int(1.2 * batch.tokens().sum() / 4096 / STEPS), int(batch.tokens().max()))
             row: dict[str, Any] = {"kind": kind, "samples": samples, "units": int(batch.image_units.sum())}
             for objective in ("one_barrier", "lock_step"):
-                runs = [timed(lambda o=objective: plan(batch, 4096, STEPS, KINDS[kind].cost, o, cap)) for _ in range(3)]
+                runs = [timed(plan, batch, 4096, STEPS, KINDS[kind].cost, objective, cap) for _ in range(3)]
                 row[f"{objective}_ms"] = sorted(ms for _, ms in runs)[1]
             rows.append(row)
     return rows
@@ -148,7 +157,7 @@ def packs(kinds: list[str]) -> list[dict[str, Any]]:
         budget, tokens = KINDS[kind].budget, fixed_batch(kind, 20_000, 1, seed=3).tokens()
         tokens = tokens[tokens <= budget]
         many = np.random.default_rng(1).choice(tokens, 1_000_000)
-        _, ms = timed(lambda many=many, budget=budget: pack(many, budget))
+        _, ms = timed(pack, many, budget)
         rows.append(
             {
                 "kind": kind,
