@@ -1,8 +1,8 @@
 """Our plans and packs beside simple ones, on eight kinds of global batches.
 
-Prints step time over its lower bound (simulated with a cost model: no communication, no kernels) as geometric means over
-the kinds, the fullest cell over the cap, and milliseconds of planning; with --large the time for large batches, with
---packs the fill of packs.
+Prints step time over its lower bound (simulated with a cost model: no communication, no kernels) as geometric means
+over the kinds, the fullest cell over the cap, and milliseconds of planning; with --large the time for large batches,
+with --packs the fill of packs.
 
     python scripts/bench/planner.py [--ranks 8 64 512] [--cap 1.2] [--seeds 1] [--kinds text omni]
         [--large] [--packs] [--json]
