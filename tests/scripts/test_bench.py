@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+from types import ModuleType
 
+import numpy as np
 import pytest
 
 from tests.repo.files import REPO
@@ -35,3 +38,33 @@ def test_layouts() -> None:
     assert all(one["measured_s"] > 0 and one["predicted_s"] > 0 for one in result["small"].values())
     large = result["large_predicted_s"]
     assert large["full heterogeneous"] < large["heterogeneous"] < large["uniform"]
+
+
+@pytest.fixture(scope="module")
+def planner() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_planner", REPO / "scripts" / "bench" / "planner.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_planner(planner: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["planner.py", "--ranks", "4", "--kinds", "omni", "--packs", "--json"])
+    planner.main()
+    tables = json.loads(capsys.readouterr().out)
+    lock_step = {row["plan"]: row["lock_step"] for row in tables["plans"]}
+    assert lock_step.pop("ours") < min(lock_step.values())
+    assert tables["packs"][0]["next_fit"] < tables["packs"][0]["ours"] <= 1
+    monkeypatch.setattr(sys, "argv", ["planner.py", "--ranks", "4", "--kinds", "text"])
+    planner.main()
+    assert "| 4 | ours |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("baseline", ["longest_first", "karmarkar_karp"])
+def test_baselines_are_what_they_are_called(planner: ModuleType, baseline: str) -> None:
+    costs = np.array([9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+    bins = getattr(planner, baseline)(costs, 3)
+    assert np.ptp(np.bincount(bins, weights=costs)) <= 2
+    if baseline == "karmarkar_karp":
+        assert sorted(np.bincount(bins).tolist()) == [3, 3, 4]

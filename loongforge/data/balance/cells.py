@@ -73,7 +73,7 @@ class Cells:
         """[len(bins), width] samples of each bin, filled up with n. Of a bin with more: some, others in each turn."""
         wanted = np.zeros(self.bins, bool)
         wanted[bins] = True
-        bin_of = self.cell // self.per_bin
+        bin_of = self.cell // self.per_bin if self.per_bin > 1 else self.cell
         samples = np.flatnonzero(wanted[bin_of])
         if not len(samples):
             return np.full((len(bins), width), len(self.costs))

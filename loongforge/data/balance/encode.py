@@ -16,7 +16,8 @@ from loongforge.data.balance.spread import spread
 from loongforge.data.balance.types import BatchMetadata, Ints
 from loongforge.data.balance.whole import falling, rising, sums
 
-_KEPT = 0.85  # of the mean; the rest is for evening out
+_LEAST_KEPT, _MOST_KEPT = 0.85, 0.98  # of the mean; the rest is for evening out,
+_UNITS = 8  # so many of the heaviest units
 _GOAL = 1.002
 _EFFORT = 400_000
 
@@ -73,12 +74,13 @@ def _even(costs: Ints, units: Ints, patches: Ints, home: Ints, ranks: int, patch
     """
     work = costs * units
     mean = int(work.sum()) // ranks
+    level = int(np.clip(mean - _UNITS * int(costs.max()), int(mean * _LEAST_KEPT), int(mean * _MOST_KEPT)))
     order = rising(home * (int(costs.max()) + 1) + (costs.max() - costs))  # by rank, the heaviest of each first
     before = np.cumsum(work[order]) - work[order]
     starts = np.flatnonzero(np.diff(home[order], prepend=-1))
     before -= np.repeat(before[starts], np.diff(starts, append=len(order)))
     kept = np.empty(len(order), np.int64)
-    kept[order] = np.clip((int(mean * _KEPT) - before) // np.maximum(costs[order], 1), 0, units[order])
+    kept[order] = np.clip((level - before) // np.maximum(costs[order], 1), 0, units[order])
     image = np.repeat(np.arange(len(units)), units - kept)
     image = image[falling(costs[image])]
     unit = kept[image] + _nth(image)

@@ -8,11 +8,13 @@ import numpy as np
 
 from loongforge.data.balance.cells import Cells
 from loongforge.data.balance.types import Floats, Ints
+from loongforge.data.balance.whole import falling, rising
 
-_WIDTH = 12  # samples of a bin that are looked at in a round
+_WIDTH = 6  # samples of a bin that are looked at in a round
 _CHUNK = 60_000  # exchanges weighed in a round
 _ROUNDS, _PATIENCE = 60, 10  # at most; without any gain
 _ROUNDS_FOR_CAPS, _PATIENCE_FOR_CAPS = 600, 40  # an answer must be found
+_STEPS = 1 << 40  # excesses are ordered to such a part of a level
 _CAPS_FIRST = 10.0  # an excess over a cap counts so much more than one over a level
 
 
@@ -45,8 +47,8 @@ def relieve(cells: Cells, levels: Ints | None, effort: Effort) -> bool:
         givers, takers = np.flatnonzero(full), np.flatnonzero(~full)
         if not len(takers) or effort.left <= 0 or idle > patience:
             return False
-        givers = givers[np.argsort(-over[givers], kind="stable")]
-        takers = takers[np.argsort(over[takers], kind="stable")]
+        steps = np.rint(over * _STEPS).astype(np.int64)
+        givers, takers = givers[falling(steps[givers])], takers[rising(steps[takers])]
         found = _round(cells, levels, givers, takers, turn, effort)
         idle = 0 if found else idle + 1
     return False
@@ -64,8 +66,8 @@ def _round(cells: Cells, levels: Ints | None, givers: Ints, takers: Ints, turn: 
     partners = takers[np.arange(len(givers))[:, None] + len(givers) * block]  # [givers, asked]
     effort.left -= partners.size * each + len(cells.costs) // 8
 
-    out = cells.members(givers, width, turn)
-    back = cells.members(partners.ravel(), width, turn).reshape(*partners.shape, width)
+    members = cells.members(np.concatenate([givers, partners.ravel()]), width, turn)
+    out, back = members[: len(givers)], members[len(givers) :].reshape(*partners.shape, width)
     nothing = np.full((*partners.shape, 1), len(cells.costs))
     back = np.concatenate([back, nothing], axis=2)  # [givers, asked, width + 1]
     target = _roomiest(cells)[partners]

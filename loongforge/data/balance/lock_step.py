@@ -22,7 +22,7 @@ from loongforge.data.balance.whole import falling, rising
 _GOAL = 1.001  # close enough to the mean
 _STEP = 0.0003  # a gain worth another try
 _TRIES = 16
-_EFFORT = 3_000_000
+_EFFORT = 2_000_000
 
 
 def lock_step(problem: Problem, batch: BatchMetadata) -> Ints | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from loongforge.data.balance.cells import Limit
 from loongforge.data.balance.types import BatchMetadata, CostModel, Ints
-from loongforge.data.balance.whole import falling, scaled
+from loongforge.data.balance.whole import factor_for, falling, rounded
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,10 @@ class Problem:
         return len(self.unit_costs) > 0 and bool(self.unit_costs.min() == self.unit_costs.max())
 
     def llm_cost_of(self, tokens: Ints) -> Ints:
-        """`llm` of documents of so many tokens, rounded down."""
+        """`llm` of documents of so many tokens."""
         if not self.scale:
             return tokens
-        return np.floor(self.cost.documents(np.maximum(tokens, 0)) * self.scale).astype(np.int64)
+        return rounded(self.cost.documents(tokens) * self.scale)
 
 
 def make_problem(
@@ -64,14 +62,14 @@ def make_problem(
     _check_alone(batch, tokens, "token", token_cap)
     _check_alone(batch, patches, "patch", patch_cap)
     order = falling(tokens)
-    documents = cost.documents(tokens[order])
+    documents, units = cost.documents(tokens[order]), cost.units(batch.patches_per_unit)
     count = max(len(batch), int(batch.image_units.sum()), 1)
-    llm, unit_costs = scaled([documents, cost.units(batch.patches_per_unit)], count)
+    scale = factor_for([documents, units], count)
+    llm, unit_costs = rounded(documents * scale), rounded(units * scale)
     both = llm + batch.per_sample(batch.image_units * unit_costs)[order]
     both >>= max(int(both.max(initial=0)).bit_length() - 32, 0)
-    scale = float(llm[0] / documents[0]) if llm.any() else 0.0
-    if not scale:
-        llm = tokens[order]
+    if not llm.any():
+        llm, scale = tokens[order], 0.0
     limits = [
         Limit(name, sizes[order], int(cap))
         for name, sizes, cap in (("tokens", tokens, token_cap), ("patches", patches, patch_cap))

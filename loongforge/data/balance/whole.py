@@ -13,12 +13,17 @@ from loongforge.data.balance.types import Floats, Ints
 _BITS = 52  # sums stay exact as float64 as well
 
 
-def scaled(costs: list[Floats], count: int) -> list[Ints]:
-    """The costs times one power of two, rounded; the sum of any `count` of them stays below 2**52."""
+def factor_for(costs: list[Floats], count: int) -> float:
+    """A power of two: costs times it and rounded tell a billionth of the largest apart where `count` of them then sum
+    to less than 2**52, and less where not. 0 where all costs are."""
     largest = max((float(of.max(initial=0.0)) for of in costs), default=0.0)
     bits = min(30, _BITS - int(count).bit_length())
-    factor = 2.0 ** (bits - int(np.frexp(largest)[1])) if largest > 0 else 0.0
-    return [np.rint(of * factor).astype(np.int64) for of in costs]
+    return 2.0 ** (bits - int(np.frexp(largest)[1])) if largest > 0 else 0.0
+
+
+def rounded(costs: Floats) -> Ints:
+    """The nearest whole numbers."""
+    return np.rint(costs).astype(np.int64)
 
 
 def rising(values: Ints) -> Ints:

@@ -1,4 +1,7 @@
-"""How near to the lower bound plans are, on eight kinds of batches; and that faults in the planner are noticed."""
+"""How near to the lower bound plans are, on eight kinds of batches; and that faults in the planner are noticed.
+
+Goals are a little above what is reached. docs/benchmarks.md has the figures.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def _packed(ranks: int, cap: float, objective: str, seeds: Iterable[int] = (1,))
     return _mean(_packed_ratio(kind, ranks, seed, cap, objective) for kind in KINDS for seed in seeds)
 
 
-@pytest.mark.parametrize(("cap", "goal"), [(1.2, 1.020), (1.05, 1.035), (1.0, 1.045)])
+@pytest.mark.parametrize(("cap", "goal"), [(1.2, 1.010), (1.05, 1.020), (1.0, 1.025)])
 @pytest.mark.parametrize(("ranks", "seeds"), [(8, (1, 2, 3, 4)), (64, (1,)), (200, (5,))])
 def test_lock_step(ranks: int, seeds: tuple[int, ...], cap: float, goal: float) -> None:
     assert _packed(ranks, cap, "lock_step", seeds) <= goal
@@ -50,7 +53,7 @@ def test_lock_step(ranks: int, seeds: tuple[int, ...], cap: float, goal: float) 
 
 @pytest.mark.parametrize(("ranks", "seeds"), [(8, (1, 2, 3, 4)), (64, (1,)), (200, (5,))])
 def test_one_barrier(ranks: int, seeds: tuple[int, ...]) -> None:
-    assert _packed(ranks, 1.2, "one_barrier", seeds) <= 1.002
+    assert _packed(ranks, 1.2, "one_barrier", seeds) <= 1.001
 
 
 def test_pipeline() -> None:
@@ -88,8 +91,8 @@ def _unchanged(cells: Cells, ranks: int, effort: object) -> Cells:
     return cells
 
 
-def _in_any_rank(loads: Ints, ranks: int, stages: int) -> Ints:
-    return np.arange(len(loads))
+def _in_order(costs: Ints, loads: Ints) -> Ints:
+    return np.arange(len(costs)) % len(loads)
 
 
 def _at_home(cells: Cells, level: int, home: Ints) -> Ints:
@@ -104,16 +107,14 @@ def _at_home(cells: Cells, level: int, home: Ints) -> Ints:
         (lock_step, "lower_levels", _unchanged, 1.2, "lock_step"),
         (encode, "_polished", _at_home, 1.2, "lock_step"),
         (feasible, "relieve", _nothing, 1.0, "pipeline"),
-        (pipeline, "_in_pipelines", _in_any_rank, 1.2, "pipeline"),
+        (pipeline, "spread", _in_order, 1.2, "pipeline"),
     ],
-    ids=["no levels", "any micro-batch", "levels not lowered", "units stay at home", "caps not kept", "any rank"],
+    ids=["no levels", "any micro-batch", "levels not lowered", "units stay at home", "caps not kept", "no spreading"],
 )
 def test_faults_are_noticed(
     monkeypatch: pytest.MonkeyPatch, module: object, name: str, fault: Callable[..., object], cap: float, objective: str
 ) -> None:
-    goal = {"lock_step": 1.020, "pipeline": 1.11}[objective]
-    if name == "relieve":
-        goal = _packed(64, cap, objective) * 1.001
+    goal = _packed(64, cap, objective) * 1.002
     monkeypatch.setattr(module, name, fault)
     with pytest.raises((AssertionError, ValueError)):
         assert _packed(64, cap, objective) <= goal

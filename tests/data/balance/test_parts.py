@@ -30,11 +30,12 @@ def test_orders(values: list[int]) -> None:
 
 
 def test_scaled_costs_keep_their_ratios() -> None:
-    costs, units = whole.scaled([np.array([1.0, 2.0, 4e-3]), np.array([0.5])], count=1000)
+    factor = whole.factor_for([np.array([1.0, 2.0, 4e-3]), np.array([0.5])], count=1000)
+    costs, units = whole.rounded(np.array([1.0, 2.0, 4e-3]) * factor), whole.rounded(np.array([0.5]) * factor)
     assert costs[1] == 2 * costs[0] == 4 * units[0]
     assert costs[2] / costs[0] == pytest.approx(4e-3, rel=1e-6)
     assert costs.max() * 1000 < 2**52
-    assert [part.tolist() for part in whole.scaled([np.zeros(2), np.zeros(0)], count=1)] == [[0, 0], []]
+    assert whole.factor_for([np.zeros(2), np.zeros(0)], count=1) == 0
 
 
 def _longest_first(costs: list[int], loads: list[int]) -> list[int]:
