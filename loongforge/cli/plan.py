@@ -20,7 +20,8 @@ _EXAMPLES = """
   loongforge plan +recipe=llava_sft
   loongforge plan +recipe=llava_sft launcher.nproc=4 model.llm.parallel.tp=2 --json
   loongforge plan +recipe=llava_1_5_7b data.train=x data.tokenizer=y --world 8 --device h100 --search
-  loongforge plan +recipe=llava_1_5_7b data.train=x data.tokenizer=y --world 64 --device h100 model.llm.parallel.pp=2"""
+  loongforge plan +recipe=llava_1_5_7b data.train=x data.tokenizer=y --world 64 --device h100 model.llm.parallel.pp=2
+  loongforge plan +recipe=llava_sft launcher.nproc=4 --balance"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -41,6 +42,9 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--tokens-per-sample", type=int, metavar="N", help="default: the longest sample of the recipe")
     parser.add_argument("--images-per-sample", type=float, metavar="X", help="mean (default: 1)")
     parser.add_argument("--search", action="store_true", help="rank the legal layouts instead")
+    parser.add_argument(
+        "--balance", action="store_true", help="read the first samples and predict what balance.mode gains"
+    )
     parser.add_argument("--json", action="store_true", help="for machines")
     args = parser.parse(argv)
     _check(args)
@@ -64,6 +68,10 @@ def _plan(config: Config, args: Namespace) -> int:
 
     world = _world(config, args)
     layout = check_fit(config, world)
+    if args.balance:
+        from loongforge.cli.plan_balance import plan_balance
+
+        return plan_balance(config, layout, as_json=args.json)
     costs = Costs(config, Workload.from_recipe(config, tokens=args.tokens_per_sample, images=args.images_per_sample))
     device = _device(config, world, args)
     plan = report(costs, layout, device) | {"advice": advise(costs, layout, device)}

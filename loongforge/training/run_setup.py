@@ -28,9 +28,9 @@ from loongforge.model.flops import image_tokens
 from loongforge.parallel.groups import make_groups
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import World
+from loongforge.planning.packing import data_part, packing_rules
 from loongforge.training.evaluation import Evaluator
 from loongforge.training.optimizer import Optimizers
-from loongforge.training.packing import data_part, packing_rules
 from loongforge.training.state import check_same_form, load_training, save_training
 from loongforge.training.weights import check_init_from, load_initial_weights
 
