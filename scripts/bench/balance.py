@@ -1,8 +1,8 @@
 """Packed steps with samples placed as they come, by their cost, and with images encoded on any rank.
 
 Makes a skewed data set (texts, one image, now and then many), trains the recipe llava_sft with a heavy encoder on it on
-4 CPU processes of one thread under `balance.mode` none, llm and full in turn, and sets the measured step times beside
-those that the planner's cost model gives for the same steps.
+4 CPU processes of one thread under `balance.mode` none, llm and full in turn, and sets the measured speed-up
+beside the one that `loongforge plan --balance` simulates for the first steps.
 
     python scripts/bench/balance.py [--steps 16] [--rounds 2] [--json]
 """
@@ -66,19 +66,32 @@ def skewed(folder: Path, samples: int) -> Path:
     return digits
 
 
-def run(*argv: str) -> None:
-    """Runs loongforge."""
+def run(*argv: str) -> str:
+    """Runs loongforge; returns what it printed."""
     command = [sys.executable, "-m", "loongforge", *argv]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout
+
+
+def where(folder: Path, tokenizer: Path) -> list[str]:
+    """Overrides that name the data."""
+    data = folder / "skewed-00000.tar"
+    return [f"data.train={data}", f"data.eval={data}", f"data.tokenizer={tokenizer}"]
+
+
+def simulate(folder: Path, tokenizer: Path) -> dict[str, float]:
+    """What `plan --balance` takes a step of each mode to be, over one of `none`."""
+    plan = json.loads(run("plan", *OVERRIDES, *where(folder, tokenizer), "--balance", "--json"))
+    return {mode: one["step"] for mode, one in plan["modes"].items()}
 
 
 def measure(folder: Path, tokenizer: Path, mode: str, steps: int) -> dict[str, float]:
-    """Median seconds of a step; the first two warm up."""
-    run_dir, data = folder / "run", folder / "skewed-00000.tar"
-    where = [f"data.train={data}", f"data.eval={data}", f"data.tokenizer={tokenizer}", f"run.dir={run_dir}"]
-    run("train", *OVERRIDES, *where, f"trainer.steps={steps + 2}", f"balance.mode={mode}")
+    """Mean seconds of a step; the first two warm up."""
+    run_dir = folder / "run"
+    data = [*where(folder, tokenizer), f"run.dir={run_dir}"]
+    run("train", *OVERRIDES, *data, f"trainer.steps={steps + 2}", f"balance.mode={mode}")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     records = [line for line in lines if "step_time_s" in line][2:]
     shutil.rmtree(run_dir)
@@ -99,19 +112,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         digits = skewed(folder, 32 * (args.steps + 2))
+        simulated = simulate(folder, digits / "tokenizer")
         for _ in range(args.rounds):
             for mode in MODES:
                 found[mode].append(measure(folder, digits / "tokenizer", mode, args.steps))
     result: dict[str, Any] = {
-        mode: {key: statistics.median(one[key] for one in runs) for key in runs[0]} for mode, runs in found.items()
+        mode: {key: statistics.median(one[key] for one in runs) for key in runs[0]} | {"simulated": simulated[mode]}
+        for mode, runs in found.items()
     }
     if args.json:
         print(json.dumps(result))
         return
-    print(f"{'balance.mode':<14}{'step':>9}{'speed-up':>10}{'balance/llm':>13}{'balance/vision':>16}")
+    print(f"{'balance.mode':<14}{'step':>9}{'speed-up':>10}{'simulated':>11}{'balance/llm':>13}{'balance/vision':>16}")
     for mode, one in result.items():
         speed = result["none"]["seconds"] / one["seconds"]
-        print(f"{mode:<14}{one['seconds']:>7.3f} s{speed:>10.2f}{one['llm']:>13.2f}{one['vision']:>16.2f}")
+        figures = f"{speed:>10.2f}{1 / one['simulated']:>11.2f}{one['llm']:>13.2f}{one['vision']:>16.2f}"
+        print(f"{mode:<14}{one['seconds']:>7.3f} s{figures}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,27 @@ def test_layouts() -> None:
     assert large["full heterogeneous"] < large["heterogeneous"] < large["uniform"]
 
 
+def test_balance() -> None:
+    script = REPO / "scripts" / "bench" / "balance.py"
+    options = ["--steps", "1", "--rounds", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=280, check=True
+    )
+    result = json.loads(done.stdout)
+    assert result["none"]["simulated"] == 1 > result["llm"]["simulated"] > result["full"]["simulated"]
+    assert result["none"]["llm"] > result["full"]["llm"]
+    assert result["none"]["vision"] > result["full"]["vision"]
+
+
+def test_packing() -> None:
+    script = REPO / "scripts" / "bench" / "packing.py"
+    options = ["--steps", "1", "--blocks", "1", "--threads", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=280, check=True
+    )
+    assert set(json.loads(done.stdout)["ratio"]) == {"padded", "packed"}
+
+
 @pytest.fixture(scope="module")
 def planner() -> ModuleType:
     spec = importlib.util.spec_from_file_location("bench_planner", REPO / "scripts" / "bench" / "planner.py")
