@@ -67,6 +67,7 @@ _RANGES: dict[str, Check] = {
     "trainer.micro_batch_size": _POSITIVE,
     "trainer.micro_batch_tokens": _POSITIVE,
     "balance.patch_cap": _POSITIVE,
+    "balance.refine_every": _NOT_NEGATIVE,
     "trainer.seed": _NOT_NEGATIVE,
     "trainer.threads": _POSITIVE,
     "trainer.eval_every": _NOT_NEGATIVE,

@@ -160,6 +160,9 @@ class BalanceConfig:
     """`llm`: by the whole cost of samples, images encoded where their sample is; `full`: images encoded on any rank."""
     objective: Literal["auto", "one_barrier", "lock_step", "pipeline"] = "auto"
     """Where ranks wait for one another; auto: `pipeline` with pipeline stages, else `lock_step` with `full`."""
+    refine_every: int = 0
+    """Refine the costs of samples from measured times after every so many steps; 0: they stay what FLOPs say. Runs are
+    then no longer equal bit by bit, since which rank takes a sample depends on the clock."""
     patch_cap: int | None = None
     """Most image patches of a micro-batch; null: no limit."""
 

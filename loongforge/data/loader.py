@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from loongforge.config.errors import UserError
 from loongforge.config.schema import DataConfig
 from loongforge.data.arrange import Rules
+from loongforge.data.balance import CostModel
 from loongforge.data.batch import StepData
 from loongforge.data.fetch import SampleFetcher
 from loongforge.data.metadata import MetadataTable
@@ -91,6 +92,16 @@ class TrainLoader:
     def epoch(self, step: int) -> float:
         """Epochs completed before `step`, of the source that is furthest."""
         return self.order.epoch(step * self.global_batch_size)
+
+    @property
+    def costs(self) -> list[tuple[int, CostModel]]:
+        """Which costs of samples hold from which step on, besides the recipe's."""
+        return self._steps.costs if isinstance(self._steps, PackedSteps) else []
+
+    def use_cost(self, first: int, cost: CostModel) -> None:
+        """Plans from step `first` on with other costs. The same on every rank, before any has prepared that step."""
+        assert isinstance(self._steps, PackedSteps)
+        self._steps.costs.append((first, cost))
 
     def load(self, step: int) -> StepData:
         """Micro-batches of a step (0-based).

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from loongforge.config.errors import UserError
 from loongforge.data.arrange import Arrangement, Load, Rules, arrange
+from loongforge.data.balance import CostModel
 from loongforge.data.batch import IGNORE, BadSample, Batch, StepData
 from loongforge.data.fetch import BadSampleError, SampleFetcher
 from loongforge.data.metadata import MetadataTable
@@ -38,6 +39,8 @@ class PackedSteps:
     rules: Rules
     part: Part
     global_batch_size: int
+    costs: list[tuple[int, CostModel]] = field(default_factory=list)
+    """Which costs hold from which step on, ascending; before the first those of `rules`."""
 
     def make(self, step: int) -> StepData:
         """Micro-batches of a step.
@@ -49,13 +52,17 @@ class PackedSteps:
         first = step * self.global_batch_size
         positions = range(first, first + self.global_batch_size)
         slots = [self.good.at(position, step, bad, self._slot) for position in positions]
-        arrangement = arrange([slot.load for slot in slots], self.rules)
+        arrangement = arrange([slot.load for slot in slots], self._rules(step))
         batches = {
             replica: self._replica(slots, arrangement, replica)
             for replica in self.part.replicas(anywhere=arrangement.encoders is not None)
         }
         # every rank knows all that was left out; the first replica tells
         return StepData(batches, {replica: bad if replica == 0 else [] for replica in batches}, arrangement.fingerprint)
+
+    def _rules(self, step: int) -> Rules:
+        known = [cost for first, cost in self.costs if first <= step]
+        return replace(self.rules, cost=known[-1]) if known else self.rules
 
     def _slot(self, source: int, index: int) -> Slot:
         meta = self.table.get(source, index)

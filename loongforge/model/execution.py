@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +24,16 @@ from loongforge.parallel.groups import Groups
 Result = TypeVar("Result")
 MicroBatches = Mapping[int, Sequence[Inputs]]
 """Micro-batches by LLM replica, of all replicas that a rank works on (`Groups.replicas`)."""
+
+
+@dataclass
+class PhaseTimes:
+    """Seconds of this rank's own work in a step, where encoder and LLM take turns."""
+
+    encoder: float = 0.0
+    encodings: int = 0
+    """Windows that it has encoded images of."""
+    llm: float = 0.0
 
 
 class Runner:
@@ -45,6 +57,8 @@ class Runner:
         self.model, self.groups, self.encode_window = model, groups, encode_window
         self.pipelined = groups.layout.llm.pp > 1
         self.device = next(model.parameters()).device
+        self.times = PhaseTimes()
+        """Of the last `train`."""
         if model.images is not None:
             exchange = Exchange(groups, observe)
             self.encoder = ImageEncoder(model, groups, exchange, self.device)
@@ -60,8 +74,11 @@ class Runner:
         Returns:
             float64 scalar: this rank's part of that quotient; 0 except on the last pipeline stage.
         """
+        self.times = PhaseTimes()
         if self.model.images is None:
+            began = time.perf_counter()
             parts = self._train_llm(self._own(micro_batches), num_label_tokens, lambda number: None)
+            self.times.llm = time.perf_counter() - began
         elif self.groups.layout.decoupled:
             parts = self._train_decoupled(micro_batches, num_label_tokens)
         else:
@@ -72,15 +89,23 @@ class Runner:
 
     def _train_window(self, micro_batches: MicroBatches, num_label_tokens: int) -> list[torch.Tensor]:
         """Colocated: all ranks encode, then the LLM runs, then gradients return."""
-        window = self._window(micro_batches)
+        window, times = self._window(micro_batches), self.times
+        began = time.perf_counter()
         encoded = self.encoder.forward(window)
+        times.encoder += time.perf_counter() - began
+        times.encodings += bool(encoded.rows)
         delivery = self.bridge.deliver(window, encoded.rows)
         rows = self.bridge.accept(window, delivery)
         delivery.sent()
+        began = time.perf_counter()
         parts = self._train_llm(self._own(micro_batches), num_label_tokens, rows.__getitem__)
+        times.llm += time.perf_counter() - began
         if self.bridge.returns:
             returned = self.bridge.give_back(window, rows)
-            self.encoder.backward(encoded, returned.wait())
+            grads = returned.wait()
+            began = time.perf_counter()
+            self.encoder.backward(encoded, grads)
+            times.encoder += time.perf_counter() - began
             returned.sent()
         return parts
 

@@ -31,6 +31,7 @@ from loongforge.parallel.session import World
 from loongforge.planning.packing import data_part, packing_rules
 from loongforge.training.evaluation import Evaluator
 from loongforge.training.optimizer import Optimizers
+from loongforge.training.refine import CostRefiner
 from loongforge.training.state import check_same_form, load_training, save_training
 from loongforge.training.weights import check_init_from, load_initial_weights
 
@@ -83,6 +84,8 @@ class Setup:
             self.notes += load_initial_weights(config, self.model, self.groups)
         self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window)
         self.optimizers = Optimizers(config, self.model, self.groups)
+        patches = vision.num_patches if isinstance(vision := config.model.vision, VisionConfig) else 1
+        self.refiner = CostRefiner(config, self.groups, self.loader, patches)
         self.evaluator = Evaluator(config, self.runner, self.processor) if config.data.eval is not None else None
         if resumed is not None:
             self._resume(resumed)
@@ -125,6 +128,7 @@ class Setup:
     def _resume(self, checkpoint: Checkpoint) -> None:
         load_training(checkpoint.path, self.model, self.optimizers, self.groups)
         self.progress = Progress(**checkpoint.meta["progress"])
+        self.refiner.restore(checkpoint.meta.get("balance"))
         self.notes.append(f"going on after step {checkpoint.step} from {checkpoint.path}")
         if checkpoint.meta["layout"] == self._layout():
             rng.restore(json.loads((checkpoint.path / f"rng_{self.world.rank}.json").read_text()))
@@ -138,7 +142,12 @@ class Setup:
 
     def save(self, step: int) -> Path:
         """Writes a checkpoint after `step` steps. Collective over the world."""
-        meta = {"version": __version__, "progress": asdict(self.progress), "layout": self._layout()}
+        meta = {
+            "version": __version__,
+            "progress": asdict(self.progress),
+            "layout": self._layout(),
+            "balance": self.refiner.state(),
+        }
         return self.store.save(step, self._write, meta, is_writer=self.world.rank == 0, barrier=self._barrier)
 
     def _barrier(self) -> None:

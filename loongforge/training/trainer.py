@@ -97,6 +97,7 @@ class Trainer:
             self._leave_out(self._gather_bad(data), counts, step)
         rate = learning_rate(self.config.optimizer, step, self.config.trainer.steps)
         loss, outcome = self._learn(data, counts, rate)
+        self.setup.refiner.note(step, data, self.setup.runner.times)
         self._count_skipped(outcome, step)
         seconds = time.perf_counter() - began
         taken = StepTaken(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,8 @@ RUNS = {
     "packed, dp2": (2, PACKED),
     "llm, dp2": (2, LLM),
     "full, dp2": (2, FULL),
+    "full, dp2, refined": (2, [*FULL, "balance.refine_every=1"]),
+    "llm, tp2 dp2, refined": (4, [*LLM, "model.llm.parallel.tp=2", "balance.refine_every=1"]),
     "full, dp3": (3, FULL),
     "full, dp4": (4, FULL),
     "full, tp2": (2, [*FULL, "model.llm.parallel.tp=2"]),
@@ -109,3 +113,20 @@ def test_balance_is_better(run: Run) -> None:
 
     assert worst("llm, dp2", "balance/llm") < worst("packed, dp2", "balance/llm")
     assert worst("full, dp2", "balance/vision") <= worst("packed, dp2", "balance/vision")
+
+
+def test_refined_costs_are_kept_and_taken_up(run: Run) -> None:
+    """Costs of the second half of a resumed run begin with those of the first."""
+
+    def state(run_dir: Path, step: int) -> Any:
+        return json.loads((run_dir / "checkpoints" / f"step_{step:08}" / "manifest.json").read_text())["meta"][
+            "balance"
+        ]
+
+    name = "full, dp2, refined"
+    before, resumed = state(run(name), HALF), state(run(name, name), STEPS)
+    assert len(before["costs"]) == HALF
+    assert all(cost["llm_linear"] > 0 or cost["llm_quadratic"] > 0 for _, cost in before["costs"][2:])
+    assert resumed["costs"][:HALF] == before["costs"]
+    assert len(resumed["costs"]) == STEPS
+    assert state(run("full, dp2"), STEPS) is None
