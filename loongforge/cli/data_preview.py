@@ -21,7 +21,8 @@ _HISTOGRAM = 256  # samples whose lengths a page shows
 _EXAMPLES = """
   loongforge data preview +recipe=llava_sft
   loongforge data preview +recipe=llava_sft --samples 20 --start 100 --html preview.html
-  loongforge data preview +recipe=llava_sft --set eval"""
+  loongforge data preview +recipe=llava_sft --set eval
+  loongforge data preview +recipe=llava_sft packing.enabled=true launcher.nproc=2 --packs"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,10 +39,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--start", type=int, default=0, metavar="K", help="leave out the first K (default: 0)")
     parser.add_argument("--set", choices=("train", "eval"), default="train", help="default: train")
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page in place of printing")
+    parser.add_argument("--packs", action="store_true", help="show how the first step's samples are packed instead")
     args = parser.parse(argv)
     if args.samples < 1 or args.start < 0:
         raise UserError(f"--samples {args.samples} must be at least 1, --start {args.start} at least 0")
-    return _preview(recipe_args.load_recipe(args).config, args)
+    config = recipe_args.load_recipe(args).config
+    return _packs(config) if args.packs else _preview(config, args)
 
 
 def _preview(config: Config, args: Namespace) -> int:
@@ -63,6 +66,22 @@ def _preview(config: Config, args: Namespace) -> int:
     lengths = [gallery.length(position) for position in range(min(_HISTOGRAM, gallery.num_samples))]
     _write(Path(args.html), page(f"{config.name}: samples {args.start} to {end - 1} of {args.set}", shown, lengths))
     print(f"{len(shown)} samples are in {args.html}")
+    return 0
+
+
+def _packs(config: Config) -> int:
+    from loongforge.cli.data_recipe import first_loads
+    from loongforge.cli.processes import check_fit
+    from loongforge.data.arrange import arrange
+    from loongforge.data.show.packs import pack_lines
+    from loongforge.planning.packing import packing_rules
+
+    rules = packing_rules(config, check_fit(config, config.launcher.nproc or 1))
+    if rules is None:
+        raise UserError("--packs shows packed rows; add packing.enabled=true")
+    (samples,) = first_loads(config, steps=1)
+    loads = [load for _, load in samples]
+    print("\n".join(pack_lines(arrange(loads, rules), loads, [name for name, _ in samples], rules)))
     return 0
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.vision.base import VisionConfig
+from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
+from loongforge.data.arrange import Load
 from loongforge.data.processing import SampleProcessor
 from loongforge.parallel.layout import Layout
 
@@ -32,9 +34,38 @@ def recipe_layout(config: Config) -> Layout | None:
     Data is often looked at on a machine that the recipe would not train on, so a misfit is no error here.
     """
     from loongforge.cli.processes import check_fit
-    from loongforge.config.errors import UserError
 
     try:
         return check_fit(config, config.launcher.nproc or 1)
     except UserError:
         return None
+
+
+def first_loads(config: Config, *, steps: int) -> list[list[tuple[str, Load]]]:
+    """Ids and sizes of the samples of the first steps, without their pixels; bad ones are left out.
+
+    Raises:
+        UserError: there is no good one.
+    """
+    from loongforge.data.metadata import MetadataTable
+    from loongforge.data.order import SampleOrder
+    from loongforge.data.sources import open_sources
+
+    processor, data = recipe_processor(config), config.data
+    opened = open_sources(data.train, "data.train", data.image_dir, data.index_dir)
+    sources, weights = [source for source, _ in opened], [weight for _, weight in opened]
+    order = SampleOrder([len(source) for source in sources], weights, seed=config.trainer.seed, shuffle=data.shuffle)
+    table, size = MetadataTable(sources, processor, index_dir=data.index_dir), config.trainer.global_batch_size
+    found = []
+    for step in range(steps):
+        places = [order.at(position) for position in range(step * size, (step + 1) * size)]
+        good = [(place, meta) for place in places if (meta := table.get(*place)).problem is None]
+        found.append(
+            [
+                (sources[source].load(index).id, Load(meta.text_tokens, tuple(processor.units(meta.image_sizes))))
+                for (source, index), meta in good
+            ]
+        )
+    if not any(found):
+        raise UserError("data.train: no good sample in the first steps; see `loongforge data check`")
+    return [step for step in found if step]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 
-from loongforge.config.errors import UserError
+from loongforge.cli.data_recipe import first_loads
 from loongforge.config.schema import Config
-from loongforge.data.arrange import Load
 from loongforge.parallel.layout import Layout
 
 _STEPS = 8
@@ -18,7 +17,7 @@ def plan_balance(config: Config, layout: Layout, *, as_json: bool) -> int:
     from loongforge.planning.balance_gain import gains
 
     packed = replace(config, packing=replace(config.packing, enabled=True))
-    found = gains(packed, layout, _loads(packed))
+    found = gains(packed, layout, [[load for _, load in step] for step in first_loads(packed, steps=_STEPS)])
     if as_json:
         print(json.dumps({"steps": _STEPS, "modes": {one.mode: asdict(one) for one in found}}))
         return 0
@@ -30,30 +29,3 @@ def plan_balance(config: Config, layout: Layout, *, as_json: bool) -> int:
             f"{one.balance_llm:>13.2f}{one.balance_vision:>16.2f}"
         )
     return 0
-
-
-def _loads(config: Config) -> list[list[Load]]:
-    """Samples of the first steps; bad ones are left out."""
-    from loongforge.cli.data_recipe import recipe_processor
-    from loongforge.data.metadata import MetadataTable
-    from loongforge.data.order import SampleOrder
-    from loongforge.data.sources import open_sources
-
-    processor, data = recipe_processor(config), config.data
-    opened = open_sources(data.train, "data.train", data.image_dir, data.index_dir)
-    sources = [source for source, _ in opened]
-    order = SampleOrder(
-        [len(source) for source in sources],
-        [weight for _, weight in opened],
-        seed=config.trainer.seed,
-        shuffle=data.shuffle,
-    )
-    table, size = MetadataTable(sources, processor, index_dir=data.index_dir), config.trainer.global_batch_size
-    steps = []
-    for step in range(_STEPS):
-        metas = [table.get(*order.at(position)) for position in range(step * size, (step + 1) * size)]
-        good = [meta for meta in metas if meta.problem is None]
-        steps.append([Load(meta.text_tokens, tuple(processor.units(meta.image_sizes))) for meta in good])
-    if not any(steps):
-        raise UserError("data.train: no good sample in the first steps; see `loongforge data check`")
-    return [step for step in steps if step]

@@ -179,3 +179,27 @@ def test_preview_of_untrusted_data(digits: Path, tmp_path: Path, capsys: Capture
     assert "<script" not in text and "bad sample" in text and text.count("&lt;") > 3
     assert main(["data", "preview", *overrides, "--samples", "3"]) == 0
     assert "bad sample: cannot read image" in capsys.readouterr().out
+
+
+def test_preview_of_packs(recipe: list[str], capsys: Capture) -> None:
+    packed = ["packing.enabled=true", "trainer.micro_batch_tokens=256", "balance.mode=full", "launcher.nproc=2"]
+    assert main(["data", "preview", *recipe, *packed, "--packs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    documents = [part for line in lines for part in line.split(" | ")[1:]]
+    assert len(documents) == len(set(documents)) == 32
+    for line in lines:
+        head, *inside = line.split(" | ")
+        used, budget = head.split(": ")[1].removesuffix(" tokens").split(" of ")
+        assert int(used) == sum(int(document.split()[1]) for document in inside) <= int(budget) == 256
+    assert main(["data", "preview", *recipe, "--packs"]) == 2
+    assert "packing.enabled=true" in capsys.readouterr().err
+
+
+def test_plan_of_balance(recipe: list[str], capsys: Capture) -> None:
+    argv = ["plan", *recipe, "launcher.nproc=4", "packing.enabled=true", "trainer.micro_batch_tokens=256", "--balance"]
+    assert main([*argv, "--json"]) == 0
+    modes = json.loads(capsys.readouterr().out)["modes"]
+    assert modes["none"]["step"] == 1 >= modes["llm"]["step"] >= 0.99 * modes["full"]["step"]
+    assert modes["llm"]["balance_llm"] <= modes["none"]["balance_llm"]
+    assert main(argv) == 0
+    assert "balance.mode" in capsys.readouterr().out
