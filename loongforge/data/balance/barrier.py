@@ -13,6 +13,7 @@ from loongforge.data.balance.types import Floats, Ints
 from loongforge.data.balance.whole import falling, rising
 
 _EFFORT = 800_000
+_LAST = 32  # samples per cell that are placed one by one
 _GOAL = 1.0003  # close enough to the mean
 _KEPT_AT_MOST = 0.97  # smaller steps than this are not tried
 
@@ -57,19 +58,28 @@ def _levelled(cells: Cells) -> Cells:
 
 
 def _split(problem: Problem, rank: Ints) -> Ints:
-    """[n] a cell of each sample's rank: the n-th largest of every rank goes to its cell with the least."""
+    """[n] a cell of each sample's rank: from the one with the most tokens on, to the cell with the least of any cap.
+    Of very many samples most are dealt out to and fro."""
     order = rising(rank)  # by rank, and as samples come: the most tokens first
     counts = np.bincount(rank, minlength=problem.ranks)
-    starts = np.cumsum(counts) - counts
+    starts, steps = np.cumsum(counts) - counts, problem.micro_batches
+    dealt = np.maximum(counts - _LAST * steps, 0) // (2 * steps) * (2 * steps)
+    place = np.arange(len(rank)) - np.repeat(starts, counts)
+    some = np.flatnonzero(place < np.repeat(dealt, counts))
+    turn, slot = np.divmod(place[some], steps)
+    some, cell = order[some], rank * steps
+    cell[some] += np.where(turn % 2, steps - 1 - slot, slot)
+
     shares = _shares(problem)
-    loads = np.zeros((problem.ranks, problem.micro_batches, shares.shape[1]))
-    cell = np.empty(len(rank), np.int64)
-    for turn in range(int(counts.max(initial=0))):
-        of = np.flatnonzero(counts > turn)
-        sample = order[starts[of] + turn]
-        chosen = (loads[of] + shares[sample][:, None]).max(axis=2).argmin(axis=1)
-        loads[of, chosen] += shares[sample]
-        cell[sample] = of * problem.micro_batches + chosen
+    loads = np.zeros((problem.ranks, steps, shares.shape[1]))
+    for limit, of in enumerate(shares.T):
+        loads[..., limit].flat = np.bincount(cell[some], weights=of[some], minlength=problem.cells)
+    for number in range(int((counts - dealt).max(initial=0))):
+        ranks = np.flatnonzero(counts - dealt > number)
+        sample = order[starts[ranks] + dealt[ranks] + number]
+        chosen = (loads[ranks] + shares[sample][:, None]).max(axis=2).argmin(axis=1)
+        loads[ranks, chosen] += shares[sample]
+        cell[sample] += chosen
     return cell
 
 

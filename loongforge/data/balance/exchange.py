@@ -15,7 +15,6 @@ _CHUNK = 60_000  # exchanges weighed in a round
 _ROUNDS, _PATIENCE = 60, 10  # at most; without any gain
 _ROUNDS_FOR_CAPS, _PATIENCE_FOR_CAPS = 600, 40  # an answer must be found
 _STEPS = 1 << 40  # excesses are ordered to such a part of a level
-_CAPS_FIRST = 10.0  # an excess over a cap counts so much more than one over a level
 
 
 @dataclass
@@ -26,12 +25,12 @@ class Effort:
 
 
 def relieve(cells: Cells, levels: Ints | None, effort: Effort) -> bool:
-    """Exchanges samples between pairs of bins until no bin is above its level and no cell above a cap.
+    """Exchanges samples between pairs of bins until no bin is above its level, or no cell above a cap.
 
     Every exchange makes the sum of squared excesses smaller, and no cell empty.
 
     Args:
-        levels: [bins] wanted at most; None to see to the caps alone.
+        levels: [bins] wanted at most, of cells within their caps, which stay so; None to see to the caps alone.
 
     Returns:
         Whether that was reached.
@@ -39,9 +38,11 @@ def relieve(cells: Cells, levels: Ints | None, effort: Effort) -> bool:
     rounds, patience = (_ROUNDS, _PATIENCE) if levels is not None else (_ROUNDS_FOR_CAPS, _PATIENCE_FOR_CAPS)
     idle = 0
     for turn in range(rounds):
-        over_caps = cells.over_caps().reshape(cells.bins, -1).max(axis=1)
-        over = over_caps if levels is None else (cells.loads - levels) / max(float(levels.max()), 1.0)
-        full = (over > 0) | (over_caps > 0)
+        if levels is None:
+            over = cells.over_caps().reshape(cells.bins, -1).max(axis=1)
+        else:
+            over = (cells.loads - levels) / max(float(levels.max()), 1.0)
+        full = over > 0
         if not full.any():
             return True
         givers, takers = np.flatnonzero(full), np.flatnonzero(~full)
@@ -101,21 +102,25 @@ def _gains(
     nobody = len(cells.costs)
     home = cells.cell[np.minimum(out, nobody - 1)]
     there = np.where(back < nobody, cells.cell[np.minimum(back, nobody - 1)], target[..., None])
-    before, after = np.zeros((2, *partners.shape, out.shape[1], back.shape[2]))
+    shape = (*partners.shape, out.shape[1], back.shape[2])
+    gain, allowed = np.zeros(shape), np.ones(shape, bool)
     if levels is not None:
         scale = max(float(levels.max()), 1.0)
-        over = (cells.loads - levels) / scale
-        change = _changes(cells.costs, out, back, scale)
-        _weigh(over[givers][:, None, None, None], over[partners][..., None, None], change, before, after)
-        after += 1e-9 * np.abs(change)  # of equal ones the smallest
+        over, change = (cells.loads - levels) / scale, _changes(cells.costs, out, back, scale)
+        _add_relief(gain, over[givers][:, None, None, None], over[partners][..., None, None], change)
+        gain -= 1e-9 * np.abs(change)  # of equal ones the smallest
     for limit, held in zip(cells.limits, cells.held, strict=True):
-        over = (held - limit.cap) / max(limit.cap, 1) * _CAPS_FIRST
-        change = _changes(limit.sizes, out, back, max(limit.cap, 1) / _CAPS_FIRST)
-        _weigh(over[home][:, None, :, None], over[there][:, :, None, :], change, before, after)
-    gain = np.subtract(before, after, out=before)
+        above, scale = held - limit.cap, float(max(limit.cap, 1))
+        at_home, at_partner = above[home][:, None, :, None], above[there][:, :, None, :]
+        if levels is None:
+            _add_relief(gain, at_home / scale, at_partner / scale, _changes(limit.sizes, out, back, scale))
+        else:
+            change = _changes(limit.sizes, out, back, 1.0)
+            allowed &= change >= at_home
+            allowed &= -change >= at_partner
     lonely = (cells.count[home] == 1)[:, None, :, None] & (back == nobody)[:, :, None, :]
-    gain[lonely | (out == nobody)[:, None, :, None]] = -np.inf
-    return gain
+    allowed &= ~(lonely | (out == nobody)[:, None, :, None])
+    return np.where(allowed, gain, -np.inf)
 
 
 def _changes(sizes: Ints, out: Ints, back: Ints, scale: float) -> Floats:
@@ -126,12 +131,12 @@ def _changes(sizes: Ints, out: Ints, back: Ints, scale: float) -> Floats:
     return leaves[:, None, :, None] - comes[:, :, None, :]
 
 
-def _weigh(home: Floats, there: Floats, change: Floats, before: Floats, after: Floats) -> None:
-    """Adds the squared excesses of both ends before and after the exchange."""
+def _add_relief(gain: Floats, home: Floats, there: Floats, change: Floats) -> None:
+    """Adds by how much the squared excesses of both ends fall."""
     for end, leaves in ((home, change), (there, -change)):
         rest = end - leaves
         np.maximum(rest, 0.0, out=rest)
         rest *= rest
-        after += rest
         if (end > 0).any():
-            before += np.square(np.maximum(end, 0.0))
+            gain += np.square(np.maximum(end, 0.0))
+        gain -= rest
