@@ -59,7 +59,7 @@ def _levelled(cells: Cells) -> Cells:
 
 def _split(problem: Problem, rank: Ints) -> Ints:
     """[n] a cell of each sample's rank: from the one with the most tokens on, to the cell with the least of any cap.
-    Of very many samples most are dealt out forth and back."""
+    Of very many samples most are dealt out to and fro."""
     order = rising(rank)  # by rank, and as samples come: the most tokens first
     counts = np.bincount(rank, minlength=problem.ranks)
     starts, steps = np.cumsum(counts) - counts, problem.micro_batches
@@ -73,8 +73,7 @@ def _split(problem: Problem, rank: Ints) -> Ints:
     shares = _shares(problem)
     loads = np.zeros((problem.ranks, steps, shares.shape[1]))
     for limit, of in enumerate(shares.T):
-        of_cells = np.bincount(cell[some], weights=of[some], minlength=problem.cells)
-        loads[..., limit] = of_cells.reshape(problem.ranks, steps)
+        loads[..., limit].flat = np.bincount(cell[some], weights=of[some], minlength=problem.cells)
     for number in range(int((counts - dealt).max(initial=0))):
         ranks = np.flatnonzero(counts - dealt > number)
         sample = order[starts[ranks] + dealt[ranks] + number]

@@ -56,7 +56,7 @@ def _longest_first(costs: Ints, loads: Ints) -> Ints:
 
 
 def _deal(costs: Ints, loads: Ints, to_come: int) -> Ints:
-    """Forth and back over the bins that are not too full for it: two turns give each about the same.
+    """To and fro over the bins that are not too full for it: two turns give each about the same.
 
     Args:
         to_come: cost of these and of all others that are still to be placed.
