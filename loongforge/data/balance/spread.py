@@ -54,7 +54,7 @@ def _dealt(count: int, bins: int) -> np.ndarray:
 
 
 def _deal(costs: Ints, loads: Ints) -> Ints:
-    """To and fro over the bins, so that every two turns give each bin about the same."""
+    """Forth and back over the bins, so that every two turns give each bin about the same."""
     turn, place = np.divmod(np.arange(len(costs)), len(loads))
     bins = np.where(turn % 2, len(loads) - 1 - place, place)
     loads += np.bincount(bins, weights=costs, minlength=len(loads)).astype(np.int64)
