@@ -9,13 +9,14 @@ import numpy as np
 from loongforge.data.balance.types import Ints
 from loongforge.data.balance.whole import falling, rising
 
-_LONG = 48  # samples per bin above which most are dealt out in turns
+_LONG = 48  # samples per bin above which most are dealt out in turns,
+_HEAVY = 16  # all but so many of the heaviest and as many others
+_SMALLEST_PART = 1 / 64  # a bin that lacks less, of what the emptiest lacks, is not dealt to
 _ENOUGH = 500  # a bin is full when less than a 500th of its level is free
 
 
 def spread(costs: Ints, loads: Ints) -> Ints:
-    """Longest processing time first (Graham 1969): each in turn to the bin with the least; all that no later choice
-    depends on in one round.
+    """To the bin with the least, from the heaviest on. Of very many per bin most are dealt out in turns.
 
     Args:
         costs: [n] falling.
@@ -24,13 +25,24 @@ def spread(costs: Ints, loads: Ints) -> Ints:
     Returns:
         [n] bin of each.
     """
+    heavy = _HEAVY * len(loads)
+    if len(costs) <= _LONG * len(loads):
+        return _longest_first(costs, loads)
+    bins = np.empty(len(costs), np.int64)
+    bins[:heavy] = _longest_first(costs[:heavy], loads)
+    last = np.arange(heavy, len(costs), max((len(costs) - heavy) // heavy, 2))  # of all sizes, to even out what remains
+    dealt = np.ones(len(costs), bool)
+    dealt[:heavy] = False
+    dealt[last] = False
+    bins[dealt] = _deal(costs[dealt], loads, int(costs[heavy:].sum()))
+    bins[last] = _longest_first(costs[last], loads)
+    return bins
+
+
+def _longest_first(costs: Ints, loads: Ints) -> Ints:
+    """Longest processing time first (Graham 1969): each in turn to the bin with the least; all that no later choice
+    depends on in one round."""
     bins, place = np.empty(len(costs), np.int64), 0
-    dealt = _dealt(len(costs), len(loads))
-    if dealt.any():
-        bins[dealt] = _deal(costs[dealt], loads)
-        rest = np.flatnonzero(~dealt)
-        bins[rest] = spread(costs[rest], loads)
-        return bins
     while place < len(costs):
         order = rising(loads)[: len(costs) - place]
         before = loads[order]
@@ -44,21 +56,26 @@ def spread(costs: Ints, loads: Ints) -> Ints:
     return bins
 
 
-def _dealt(count: int, bins: int) -> np.ndarray:
-    """[count] which samples are dealt out in turns: all but the heaviest few per bin and every so many of the rest."""
-    dealt = np.zeros(count, bool)
-    if count > _LONG * bins:
-        dealt[_LONG // 3 * bins :] = True
-        dealt[:: max(count // (_LONG // 3 * bins), 2)] = False
-    return dealt
+def _deal(costs: Ints, loads: Ints, to_come: int) -> Ints:
+    """Forth and back over the bins; one that has more already takes part in fewer turns.
 
-
-def _deal(costs: Ints, loads: Ints) -> Ints:
-    """Forth and back over the bins, so that every two turns give each bin about the same."""
-    turn, place = np.divmod(np.arange(len(costs)), len(loads))
-    bins = np.where(turn % 2, len(loads) - 1 - place, place)
-    loads += np.bincount(bins, weights=costs, minlength=len(loads)).astype(np.int64)
-    return bins
+    Args:
+        to_come: cost of these and of all others that are still to be placed.
+    """
+    least = np.sort(loads)
+    levels = (np.cumsum(least) + to_come) // np.arange(1, len(loads) + 1)
+    level = levels[max(int((least <= levels).sum()), 1) - 1]  # to which all bins below it can be filled
+    wanted = np.maximum(level - loads, 0) / max(int(level - least[0]), 1)
+    takers = np.flatnonzero(wanted >= _SMALLEST_PART)
+    takers = takers if len(takers) else np.arange(len(loads))
+    part = wanted[takers] if wanted.any() else np.ones(len(takers))
+    turns = np.arange(int((len(costs) + len(takers)) / part.sum()) + 2)[:, None]
+    takes = np.floor((turns + 1) * part) > np.floor(turns * part)
+    bins = np.broadcast_to(takers, takes.shape).copy()
+    bins[1::2], takes[1::2] = bins[1::2, ::-1].copy(), takes[1::2, ::-1].copy()
+    chosen = bins[takes][: len(costs)]
+    loads += np.bincount(chosen, weights=costs, minlength=len(loads)).astype(np.int64)
+    return chosen
 
 
 def fill(
