@@ -71,9 +71,8 @@ def _split(problem: Problem, rank: Ints) -> Ints:
     cell[some] += np.where(turn % 2, steps - 1 - slot, slot)
 
     shares = _shares(problem)
-    loads = np.zeros((problem.ranks, steps, shares.shape[1]))
-    for limit, of in enumerate(shares.T):
-        loads[..., limit].flat = np.bincount(cell[some], weights=of[some], minlength=problem.cells)
+    held = [np.bincount(cell[some], weights=of[some], minlength=problem.cells) for of in shares.T]
+    loads = np.stack(held, axis=1).astype(np.float64).reshape(problem.ranks, steps, -1)
     for number in range(int((counts - dealt).max(initial=0))):
         ranks = np.flatnonzero(counts - dealt > number)
         sample = order[starts[ranks] + dealt[ranks] + number]

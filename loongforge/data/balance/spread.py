@@ -11,6 +11,7 @@ from loongforge.data.balance.whole import falling, rising
 
 _LONG = 48  # samples per bin above which most are dealt out in turns,
 _HEAVY = 16  # all but so many of the heaviest and as many others
+_SMALLEST_PART = 1 / 64  # a bin that lacks less, of what the emptiest lacks, is not dealt to
 _ENOUGH = 500  # a bin is full when less than a 500th of its level is free
 
 
@@ -56,23 +57,25 @@ def _longest_first(costs: Ints, loads: Ints) -> Ints:
 
 
 def _deal(costs: Ints, loads: Ints, to_come: int) -> Ints:
-    """To and fro over the bins that are not too full for it: two turns give each about the same.
+    """To and fro over the bins; one that has more already takes part in fewer turns.
 
     Args:
         to_come: cost of these and of all others that are still to be placed.
     """
-    least, total = rising(loads), int(costs.sum())
-    sorted_loads = loads[least]
-    levels = (np.cumsum(sorted_loads) + to_come) // np.arange(1, len(loads) + 1)
-    count = max(int((sorted_loads <= levels).sum()), 1)  # bins below the level that all bins below it are filled to
-    level = levels[count - 1]
-    while (fewer := int((sorted_loads[:count] + total // count <= level).sum())) < count and fewer:
-        count = fewer
-    open_ = np.sort(least[:count])
-    turn, place = np.divmod(np.arange(len(costs)), len(open_))
-    bins = open_[np.where(turn % 2, len(open_) - 1 - place, place)]
-    loads += np.bincount(bins, weights=costs, minlength=len(loads)).astype(np.int64)
-    return bins
+    least = np.sort(loads)
+    levels = (np.cumsum(least) + to_come) // np.arange(1, len(loads) + 1)
+    level = levels[max(int((least <= levels).sum()), 1) - 1]  # to which all bins below it can be filled
+    wanted = np.maximum(level - loads, 0) / max(int(level - least[0]), 1)
+    takers = np.flatnonzero(wanted >= _SMALLEST_PART)
+    takers = takers if len(takers) else np.arange(len(loads))
+    part = wanted[takers] if wanted.any() else np.ones(len(takers))
+    turns = np.arange(int((len(costs) + len(takers)) / part.sum()) + 2)[:, None]
+    takes = np.floor((turns + 1) * part) > np.floor(turns * part)
+    bins = np.broadcast_to(takers, takes.shape).copy()
+    bins[1::2], takes[1::2] = bins[1::2, ::-1].copy(), takes[1::2, ::-1].copy()
+    chosen = bins[takes][: len(costs)]
+    loads += np.bincount(chosen, weights=costs, minlength=len(loads)).astype(np.int64)
+    return chosen
 
 
 def fill(

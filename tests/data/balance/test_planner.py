@@ -169,3 +169,11 @@ def test_state_of_the_process_is_left_alone() -> None:
     assert plan(batch, 8, 4, KINDS["omni"].cost).digest() == first.digest()
     assert np.random.get_state()[1].tolist() == before
     assert (batch.text_tokens == columns[0]).all() and (batch.image_tokens == columns[1]).all()
+
+
+def test_example_of_the_docs() -> None:
+    page = (REPO / "docs" / "data.md").read_text(encoding="utf-8")
+    block = page.split("## Balance")[1].split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert f"# {names['packs']!r}: the pack" in block
