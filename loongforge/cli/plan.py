@@ -67,11 +67,11 @@ def _plan(config: Config, args: Namespace) -> int:
     from loongforge.planning.workload import Costs, Workload
 
     world = _world(config, args)
-    layout = check_fit(config, world)
     if args.balance:
         from loongforge.cli.plan_balance import plan_balance
 
-        return plan_balance(config, layout, as_json=args.json)
+        return plan_balance(config, world, as_json=args.json)
+    layout = check_fit(config, world)
     costs = Costs(config, Workload.from_recipe(config, tokens=args.tokens_per_sample, images=args.images_per_sample))
     device = _device(config, world, args)
     plan = report(costs, layout, device) | {"advice": advise(costs, layout, device)}

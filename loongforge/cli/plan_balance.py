@@ -7,16 +7,17 @@ from dataclasses import asdict, replace
 
 from loongforge.cli.data_recipe import first_loads
 from loongforge.config.schema import Config
-from loongforge.parallel.layout import Layout
 
 _STEPS = 8
 
 
-def plan_balance(config: Config, layout: Layout, *, as_json: bool) -> int:
+def plan_balance(config: Config, world: int, *, as_json: bool) -> int:
     """Reads the metadata of the first steps and prints what each mode makes of them; returns the exit code."""
+    from loongforge.cli.processes import check_fit
     from loongforge.planning.balance_gain import gains
 
     packed = replace(config, packing=replace(config.packing, enabled=True))
+    layout = check_fit(packed, world)
     found = gains(packed, layout, [[load for _, load in step] for step in first_loads(packed, steps=_STEPS)])
     if as_json:
         print(json.dumps({"steps": _STEPS, "modes": {one.mode: asdict(one) for one in found}}))

@@ -164,7 +164,7 @@ class BalanceConfig:
     """Refine the costs of samples from measured times after every so many steps; 0: they stay what FLOPs say. Runs are
     then no longer equal bit by bit, since which rank takes a sample depends on the clock."""
     patch_cap: int | None = None
-    """Most image patches of a micro-batch; null: no limit."""
+    """Most image patches that an encoder replica takes in a micro-batch; null: no limit."""
 
 
 @dataclass(kw_only=True)

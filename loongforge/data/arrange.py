@@ -40,6 +40,14 @@ class Rules:
     """See `BalanceConfig.objective`, without `auto`."""
     cost: CostModel = field(default_factory=CostModel)
     patch_cap: int | None = None
+    """Patches that an encoder replica takes in a micro-batch at most."""
+
+    @property
+    def cell_patches(self) -> int | None:
+        """Patches of an LLM replica's micro-batch at most; fewer encoders than that take those of several."""
+        if self.patch_cap is None or not 0 < self.encoders < self.replicas:
+            return self.patch_cap
+        return self.patch_cap * self.encoders // self.replicas
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,13 @@ def arrange(samples: Sequence[Load], rules: Rules) -> Arrangement:
     counts = np.array([sum(load.units) for load in samples], np.int64)
     lengths = np.array([load.text_tokens for load in samples], np.int64) + counts * rules.image_tokens
     if rules.mode == "none":
-        return Arrangement(_spread(lengths, rules), None)
+        return Arrangement(_spread(lengths, counts * rules.patches, rules), None)
     return _planned(samples, lengths, counts, rules)
 
 
-def _spread(lengths: np.ndarray, rules: Rules) -> list[list[list[int]]]:
+def _spread(lengths: np.ndarray, patches: np.ndarray, rules: Rules) -> list[list[list[int]]]:
     """Packs as full as they go, dealt out in turn."""
-    bins = pack(lengths, rules.token_budget)
+    bins = pack(lengths, rules.token_budget, patches if rules.cell_patches else None, rules.cell_patches)
     packs: list[list[int]] = [[] for _ in range(int(bins.max()) + 1)]
     for number, chosen in enumerate(bins.tolist()):
         packs[chosen].append(number)
@@ -114,7 +122,7 @@ def _planned(samples: Sequence[Load], lengths: np.ndarray, counts: np.ndarray, r
                 cost=rules.cost,
                 objective=rules.objective,
                 token_cap=rules.token_budget,
-                patch_cap=rules.patch_cap,
+                patch_cap=rules.cell_patches,
             )
             break
         except ValueError:

@@ -52,7 +52,13 @@ class PackedSteps:
         first = step * self.global_batch_size
         positions = range(first, first + self.global_batch_size)
         slots = [self.good.at(position, step, bad, self._slot) for position in positions]
-        arrangement = arrange([slot.load for slot in slots], self._rules(step))
+        try:
+            arrangement = arrange([slot.load for slot in slots], self._rules(step))
+        except ValueError as error:
+            raise UserError(
+                f"the samples of step {step + 1} do not fit into micro-batches: {error} (sample i is at position "
+                f"{first} + i of the order); raise trainer.micro_batch_tokens or balance.patch_cap"
+            ) from error
         batches = {
             replica: self._replica(slots, arrangement, replica)
             for replica in self.part.replicas(anywhere=arrangement.encoders is not None)

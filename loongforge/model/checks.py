@@ -108,7 +108,8 @@ def _packing_problems(config: Config, layout: Layout) -> list[str]:
     tokens, longest = micro_batch_tokens(config, layout), longest_sample(config)
     if tokens >= longest:
         return []
+    needed = -(-longest // layout.sequence_multiple) * layout.sequence_multiple
     return [
         f"trainer.micro_batch_tokens={config.trainer.micro_batch_tokens} is less than the longest sample of {longest} "
-        f"tokens (data.max_length, or the LLM's max_seq_len) rounded up to a multiple of {layout.sequence_multiple}"
+        f"tokens (data.max_length, or the LLM's max_seq_len); allowed: {needed} or more, or a lower data.max_length"
     ]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loongforge.data.arrange import Load, Rules, arrange
+from loongforge.data.arrange import Arrangement, Load, Rules, arrange
 from loongforge.data.batch import IGNORE, StepData
 from loongforge.data.loader import TrainLoader
 from loongforge.data.part import Part
@@ -113,14 +113,17 @@ loads = st.lists(
     replicas=st.integers(1, 5),
     encoders=st.integers(1, 6),
     stages=st.booleans(),
+    capped=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
 def test_arrangements_are_complete_and_within_the_budget(
-    samples: list[Load], mode: str, replicas: int, encoders: int, stages: bool
+    samples: list[Load], mode: str, replicas: int, encoders: int, stages: bool, capped: bool
 ) -> None:
     objective = "pipeline" if stages else "lock_step" if mode == "full" else "one_barrier"
-    rules = Rules(replicas, encoders, token_budget=100, image_tokens=4, mode=mode, objective=objective)
+    cap = 9 * max(1, -(-replicas // encoders)) if capped else None  # so that every sample alone is within it
+    rules = Rules(replicas, encoders, token_budget=100, image_tokens=4, mode=mode, objective=objective, patch_cap=cap)
     found = arrange(samples, rules)
+    assert cap is None or _most_patches(samples, found, rules) <= cap
     assert len(found.cells) == replicas
     assert len({len(row) for row in found.cells}) == 1
     flat = [sample for row in found.cells for cell in row for sample in cell]
@@ -133,6 +136,18 @@ def test_arrangements_are_complete_and_within_the_budget(
         assert [len(part) for part in found.encoders] == [sum(load.units) for load in samples]
         assert all(((part >= 0) & (part < encoders)).all() for part in found.encoders)
     assert arrange(samples, rules).fingerprint == found.fingerprint
+
+
+def _most_patches(samples: list[Load], found: Arrangement, rules: Rules) -> int:
+    """Of an encoder replica in a micro-batch; a patch an image."""
+    held = np.zeros((max(rules.encoders, rules.replicas), len(found.cells[0])), np.int64)
+    for replica, row in enumerate(found.cells):
+        for place, cell in enumerate(row):
+            for sample in cell:
+                own = replica * rules.encoders // rules.replicas if rules.encoders < rules.replicas else replica
+                planned = [own] * sum(samples[sample].units) if found.encoders is None else found.encoders[sample]
+                np.add.at(held[:, place], planned, 1)
+    return int(held.max())
 
 
 def test_fingerprints_tell_arrangements_apart() -> None:

@@ -81,6 +81,19 @@ def _even(costs: Ints, units: Ints, patches: Ints, home: Ints, ranks: int, patch
     before -= np.repeat(before[starts], np.diff(starts, append=len(order)))
     kept = np.empty(len(order), np.int64)
     kept[order] = np.clip((level - before) // np.maximum(costs[order], 1), 0, units[order])
+    goal = max(int(mean * _GOAL), int(costs.max()))
+    found, longest = _placed(costs, units, patches, home, ranks, patch_cap, kept, goal)
+    if longest <= goal:
+        return found
+    # giants find no room beside what has stayed: nothing stays
+    again, shorter = _placed(costs, units, patches, home, ranks, patch_cap, np.zeros_like(kept), goal)
+    return again if shorter < longest else found
+
+
+def _placed(
+    costs: Ints, units: Ints, patches: Ints, home: Ints, ranks: int, patch_cap: int | None, kept: Ints, goal: int
+) -> tuple[_Moves, int]:
+    """Places what is not kept at home: its moves, and the longest rank's work."""
     image = np.repeat(np.arange(len(units)), units - kept)
     image = image[falling(costs[image])]
     unit = kept[image] + _nth(image)
@@ -91,8 +104,8 @@ def _even(costs: Ints, units: Ints, patches: Ints, home: Ints, ranks: int, patch
     cells.loads += loads
     for of in cells.held:
         of += held
-    level = max(int(mean * _GOAL), int(costs.max()))
-    return _Moves(image, unit, _polished(cells, level, home[image]))
+    chosen = _polished(cells, goal, home[image])
+    return _Moves(image, unit, chosen), int((loads + sums(chosen, costs[image], ranks)).max())
 
 
 def _nth(values: Ints) -> Ints:

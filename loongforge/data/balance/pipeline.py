@@ -7,10 +7,11 @@ import numpy as np
 from loongforge.data.balance.cells import Cells, fill_empty
 from loongforge.data.balance.exchange import Effort, relieve
 from loongforge.data.balance.feasible import within_caps
+from loongforge.data.balance.giants import share_ranks
 from loongforge.data.balance.problem import Problem
 from loongforge.data.balance.spread import spread
 from loongforge.data.balance.types import Ints
-from loongforge.data.balance.whole import falling, rising
+from loongforge.data.balance.whole import falling, rising, sums
 
 _EFFORT = 1_500_000
 _TRIES = 8
@@ -28,21 +29,25 @@ def pipeline(problem: Problem, stages: int) -> Ints | None:
         if fitting is None:
             return None
         found.append(_improved(fitting, problem.ranks, stages))
-    _, best = min(found, key=lambda pair: pair[0])
-    return _in_pipelines(best.loads, problem.ranks, stages)[best.cell]
+    _, best, rank = min(found, key=lambda option: option[0])
+    return _small_at_ends(best.loads, rank, problem.ranks)[best.cell]
 
 
-def _improved(cells: Cells, ranks: int, stages: int) -> tuple[int, Cells]:
-    """(time, assignment), the best that exchanges lead to."""
-    effort, best, least = Effort(_EFFORT), cells.copy(), 0
-    for turn in range(_TRIES + 1):
-        number = _in_pipelines(cells.loads, ranks, stages)
-        time = _pipeline_time(cells.loads, number, ranks, stages)
-        if turn and (time >= least or not cells.is_feasible()):
+def _improved(cells: Cells, ranks: int, stages: int) -> tuple[int, Cells, Ints]:
+    """(time, assignment, rank of every cell), the best that exchanges lead to."""
+    effort = Effort(_EFFORT)
+    found: list[tuple[int, Cells, Ints]] = []
+    for _ in range(_TRIES):
+        as_placed = np.arange(len(cells.loads)) // (len(cells.loads) // ranks)
+        options = [
+            (_time(cells.loads, rank, ranks, stages), rank) for rank in (as_placed, _dealt_ranks(cells, ranks, stages))
+        ]
+        time, rank = min(options, key=lambda option: option[0])
+        if found and (time >= found[-1][0] or not cells.is_feasible()):
             break
-        best, least = cells.copy(), time
-        relieve(cells, _levels(cells, number, ranks, stages), effort)
-    return least, best
+        found.append((time, cells.copy(), rank))
+        relieve(cells, _levels(cells, rank, ranks, stages), effort)
+    return found[-1]
 
 
 def _even(problem: Problem) -> Ints:
@@ -54,26 +59,21 @@ def _even(problem: Problem) -> Ints:
 
 
 def _beside_giants(problem: Problem, stages: int) -> Ints:
-    """[n] cell of every sample: those heavier than a mean cell in cells of their own, of ranks with the least so far;
-    the others spread to what their rank has left."""
-    costs, ranks = problem.both, problem.ranks
+    """[n] cell of every sample, rank * K + any: giants on as few ranks as can be, the others where there is room."""
+    costs, steps = problem.both, problem.micro_batches
     order = falling(costs)
-    giants = order[: int(np.searchsorted(-costs[order], -(costs.sum() // problem.cells)))]
-    heaviest, busy, taken = np.zeros(ranks, np.int64), np.zeros(ranks, np.int64), np.zeros(ranks, np.int64)
+    rank, room = share_ranks(costs[order], problem.ranks, steps, stages)
     cell = np.empty(len(costs), np.int64)
-    for start in range(0, len(giants), ranks):
-        some = giants[start : start + ranks]
-        rank = rising(busy + (stages - 1) * heaviest)[: len(some)]
-        cell[some] = rank * problem.micro_batches + taken[rank]
-        heaviest[rank] = np.maximum(heaviest[rank], costs[some])
-        busy[rank] += costs[some]
-        taken[rank] += 1
-    rest = order[len(giants) :]
-    free = np.flatnonzero(np.arange(problem.micro_batches) >= taken[:, None])  # cells without a giant
-    room = _rooms(heaviest, busy, taken, int(costs[rest].sum()), problem.micro_batches, stages)[
-        free // problem.micro_batches
-    ]
-    cell[rest] = free[spread(costs[rest], room.max(initial=0) - room)] if len(free) else cell[giants[-1]]
+    giants, rest = order[: len(rank)], order[len(rank) :]
+    by_rank = rising(rank)
+    taken = np.bincount(rank, minlength=problem.ranks)
+    starts = np.cumsum(taken) - taken
+    cell[giants[by_rank]] = rank[by_rank] * steps + np.arange(len(rank)) - starts[rank[by_rank]]
+    free = np.flatnonzero(np.arange(steps) >= taken[:, None])  # cells without a giant
+    if not len(free):
+        free = np.arange(problem.cells)
+    rooms = room[free // steps]
+    cell[rest] = free[spread(costs[rest], rooms.max() - rooms)]
     return cell
 
 
@@ -91,40 +91,43 @@ def _rooms(heaviest: Ints, busy: Ints, taken: Ints, total: int, steps: int, stag
     return rooms(high)
 
 
-def _in_pipelines(loads: Ints, ranks: int, stages: int) -> Ints:
-    """[cells] number of every cell, rank * K + micro-batch. A rank's largest cell counts `stages` times."""
+def _dealt_ranks(cells: Cells, ranks: int, stages: int) -> Ints:
+    """[cells] rank of every cell: in turns, the largest to the rank with the least; the first counts `stages` times."""
+    rank, busy = np.empty(len(cells.loads), np.int64), np.zeros(ranks, np.int64)
+    for step, some in enumerate(falling(cells.loads).reshape(-1, ranks)):
+        least = rising(busy)
+        rank[some] = least
+        busy[least] += cells.loads[some] * (1 if step else stages)
+    return rank
+
+
+def _small_at_ends(loads: Ints, rank: Ints, ranks: int) -> Ints:
+    """[cells] rank * K + micro-batch of every cell: from the smallest on the first, the last, the second, ..."""
     steps = len(loads) // ranks
-    member = np.empty((ranks, steps), np.int64)  # cells of every rank, falling
-    sums = np.zeros(ranks, np.int64)
-    for step, some in enumerate(falling(loads).reshape(steps, ranks)):
-        rank = rising(sums)
-        member[rank, step] = some
-        sums[rank] += loads[some] * (1 if step else stages)
+    order = rising(loads)
+    order = order[rising(rank[order])]  # by rank, the smallest of each first
+    slots = [slot for pair in zip(range(steps), range(steps - 1, -1, -1), strict=True) for slot in pair][:steps]
     number = np.empty(len(loads), np.int64)
-    ends = [slot for pair in zip(range(steps), range(steps - 1, -1, -1), strict=True) for slot in pair][:steps]
-    for place, slot in enumerate(ends):  # 0, K - 1, 1, K - 2, ...: from the smallest cell on
-        number[member[:, steps - 1 - place]] = np.arange(ranks) * steps + slot
+    number[order] = rank[order] * steps + np.tile(slots, ranks)
     return number
 
 
-def _pipeline_time(loads: Ints, number: Ints, ranks: int, stages: int) -> int:
+def _time(loads: Ints, rank: Ints, ranks: int, stages: int) -> int:
     """Of the slowest rank, times the number of stages."""
-    cells = np.empty_like(loads)
-    cells[number] = loads
-    cells = cells.reshape(ranks, -1)
-    return int((cells.sum(axis=1) + (stages - 1) * cells.max(axis=1)).max())
+    largest = np.zeros(ranks, np.int64)
+    np.maximum.at(largest, rank, loads)
+    return int((sums(rank, loads, ranks) + (stages - 1) * largest).max())
 
 
-def _levels(cells: Cells, number: Ints, ranks: int, stages: int) -> Ints:
+def _levels(cells: Cells, rank: Ints, ranks: int, stages: int) -> Ints:
     """[cells] loads that make all ranks take equally long, given the heaviest sample of each cell."""
-    steps, loads = len(number) // ranks, np.zeros(len(number), np.int64)
-    single = np.zeros(len(number), np.int64)
-    np.maximum.at(single, number[cells.cell], cells.costs)
-    loads[number] = cells.loads
-    giant = single.reshape(ranks, steps) > cells.loads.sum() // len(number)
-    of_giants = np.where(giant, loads.reshape(ranks, steps), 0)
-    busy, heaviest = of_giants.sum(axis=1), of_giants.max(axis=1)
+    single = np.zeros(len(rank), np.int64)
+    np.maximum.at(single, cells.cell, cells.costs)
+    giant = single > cells.loads.sum() // len(rank)
+    heaviest = np.zeros(ranks, np.int64)
+    np.maximum.at(heaviest, rank[giant], cells.loads[giant])
+    busy, taken = sums(rank[giant], cells.loads[giant], ranks), np.bincount(rank[giant], minlength=ranks)
     total = int(cells.loads.sum() - busy.sum())
-    room = _rooms(heaviest, busy, giant.sum(axis=1), total, steps, stages)
+    room = _rooms(heaviest, busy, taken, total, len(rank) // ranks, stages)
     room += room // _SPARE
-    return np.where(giant, of_giants, room[:, None]).ravel()[number]
+    return np.where(giant, cells.loads, room[rank])

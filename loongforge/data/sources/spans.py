@@ -10,9 +10,11 @@ import numpy as np
 
 from loongforge.config.errors import UserError
 from loongforge.data.sources.cache import cache_path, read_arrays, smallest, write_arrays
-from loongforge.data.sources.files import open_file, stamp
+from loongforge.data.sources.files import base_name, open_file, stamp
 
-_VERSION = 1
+_VERSION = 2
+_LINES = (".jsonl", ".ndjson")
+"""Files of lines, whatever the first one holds."""
 _CHUNK = 1 << 24
 _WHITESPACE = " \t\r\n"
 
@@ -52,7 +54,8 @@ def _scan(file: str) -> tuple[str, np.ndarray]:
     with open_file(file) as stream:
         head = stream.read(4096).lstrip(b"\xef\xbb\xbf").lstrip()
         stream.seek(0)
-        unit, spans = ("entry", _list_spans(file, stream)) if head.startswith(b"[") else ("line", _line_spans(stream))
+        is_list = head.startswith(b"[") and not base_name(file).endswith(_LINES)
+        unit, spans = ("entry", _list_spans(file, stream)) if is_list else ("line", _line_spans(stream))
     if not len(spans):
         raise UserError(f"{file} holds no samples")
     return unit, spans
@@ -99,6 +102,9 @@ def _list_spans(file: str, stream: BinaryIO) -> np.ndarray:
             if text[position : position + 1] not in (",", "]"):
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
             position = _skip(text, position + (text[position] == ","), _WHITESPACE)
+        after = _skip(text, position + 1, _WHITESPACE)
+        if after < len(text):
+            raise json.JSONDecodeError("Something stands behind the list", text, after)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON: {error} (entry {len(spans)} of the list)") from error
     return np.array(spans, np.int64).reshape(-1, 3)

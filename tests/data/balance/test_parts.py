@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from loongforge.data.balance import feasible, planner, spread, whole
 from loongforge.data.balance.cells import Cells, Limit, fill_empty
 from loongforge.data.balance.exchange import Effort, relieve
+from loongforge.data.balance.giants import share_ranks
 from loongforge.data.balance.rounding import round_units
 from loongforge.data.balance.search import search
 from loongforge.data.balance.types import BatchMetadata, Ints
@@ -149,6 +150,21 @@ def test_search_finds_what_fits_exactly(sizes: list[int]) -> None:
     found = search([limit], len(sizes), cells)
     assert found is not None
     assert np.bincount(found, weights=sizes).tolist() == [limit.cap] * cells
+
+
+def test_giants_share_ranks() -> None:
+    """Of 3 ranks with 4 cells and 4 stages two giants go to one. It takes 5 x 30 = 150, others 7 cells of up to 21."""
+    costs = np.array([30, 30] + [1] * 167)
+    rank, room = share_ranks(costs, ranks=3, steps=4, stages=4)
+    assert rank.tolist() == [0, 0]
+    assert room[1] == room[2] == 21
+    assert 2 * room[0] + 8 * 21 >= 167
+
+
+def test_giants_that_fill_a_rank_are_alone() -> None:
+    rank, room = share_ranks(np.array([100, 1, 1, 1]), ranks=2, steps=2, stages=4)
+    assert rank.tolist() == [0]
+    assert room[0] == 0 and room[1] > 0
 
 
 def test_search_gives_up() -> None:
