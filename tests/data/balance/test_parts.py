@@ -201,3 +201,29 @@ def test_most_units_stay_with_their_sample() -> None:
     made = planner.plan(batch, 16, 4, KINDS["video"].cost)
     assert made.encoder_rank is not None
     assert (made.encoder_rank == made.rank[batch.sample_of_image()[batch.image_of_unit()]]).mean() > 0.6
+
+
+def test_giant_images_get_room_on_encoder_ranks() -> None:
+    """Images of 196 to 10000 patches, the largest over half of a rank's mean: as even as one by one from nothing."""
+    draw, ranks, steps = np.random.default_rng(5), 64, 4
+    counts = draw.integers(0, 5, ranks * 32)
+    patches = draw.choice([196, 1024, 4096, 10000], size=counts.sum(), p=[0.5, 0.3, 0.15, 0.05])
+    batch = BatchMetadata(
+        text_tokens=draw.integers(50, 2000, len(counts)),
+        image_offsets=np.concatenate([[0], np.cumsum(counts)]),
+        image_units=np.ones(len(patches), np.int64),
+        patches_per_unit=patches,
+        image_tokens=patches // 4,
+    )
+    cost = CostModel(vision_linear=6.75e-2, vision_quadratic=6.8e-6, llm_linear=0.195, llm_quadratic=4.64e-6)
+    made = plan(batch, ranks=ranks, micro_batches=steps, cost=cost, objective="lock_step")
+    assert made.encoder_rank is not None
+    step = made.micro_batch[batch.sample_of_image()]
+    ours = np.bincount(made.encoder_rank * steps + step, cost.units(patches), minlength=ranks * steps)
+    one_by_one = 0.0
+    for number in range(steps):
+        loads = np.zeros(ranks)
+        for work in -np.sort(-cost.units(patches[step == number])):
+            loads[loads.argmin()] += work
+        one_by_one += loads.max()
+    assert ours.reshape(ranks, steps).max(axis=0).sum() <= 1.005 * one_by_one
