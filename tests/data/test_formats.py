@@ -12,7 +12,7 @@ import pytest
 from loongforge.config.errors import UserError
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample, SampleError
-from loongforge.data.sources import open_source, open_sources
+from loongforge.data.sources import open_source
 from tests.data.conftest import add_members, chat, png, write_jsonl
 
 URI = "data:image/png;base64," + base64.b64encode(png(3)).decode()
@@ -376,27 +376,3 @@ def test_repeats_are_exact(tmp_path: Path) -> None:
     spec[1].repeat = 0
     with pytest.raises(UserError, match=r"data\.train\[1\]\.repeat=0 must be a positive number"):
         open_sources(spec, "data.train")
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("two.json", '[{"id": "a", "text": "x"}]\n[{"id": "b", "text": "y"}]', "Something stands behind the list"),
-        ("more.json", '[{"id": "a", "text": "x"}] more', "Something stands behind the list"),
-    ],
-)
-def test_nothing_behind_a_list_is_lost(name: str, text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=message):
-        open_sources(str(tmp_path / name), "data.train")
-
-
-def test_a_line_that_is_a_list_is_one_bad_line(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(
-        '[{"id": "a", "text": "x"}]\n{"id": "b", "text": "y"}\n{"id": "c", "text": "z"}\n'
-    )
-    ((source, _),) = open_sources(str(tmp_path / "a.jsonl"), "data.train")
-    assert len(source) == 3
-    with pytest.raises(SampleError, match="not a JSON object"):
-        source.load(0)
-    assert source.load(2).id == "c"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loongforge.data.balance import feasible, planner, spread, whole
+from loongforge.data.balance import CostModel, feasible, plan, planner, spread, whole
 from loongforge.data.balance.cells import Cells, Limit, fill_empty
 from loongforge.data.balance.exchange import Effort, relieve
 from loongforge.data.balance.giants import share_ranks
