@@ -59,7 +59,7 @@ def _levelled(cells: Cells) -> Cells:
 
 def _split(problem: Problem, rank: Ints) -> Ints:
     """[n] a cell of each sample's rank: from the one with the most tokens on, to the cell with the least of any cap.
-    Of very many samples most are dealt out to and fro."""
+    Of very many samples most are dealt out back and forth."""
     order = rising(rank)  # by rank, and as samples come: the most tokens first
     counts = np.bincount(rank, minlength=problem.ranks)
     starts, steps = np.cumsum(counts) - counts, problem.micro_batches
