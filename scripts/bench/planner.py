@@ -189,7 +189,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     """A table in Markdown."""
     print(f"\n{title}\n\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
-        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+        print("| " + " | ".join(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ from loongforge.data.balance.spread import spread
 from loongforge.data.balance.types import Floats, Ints
 from loongforge.data.balance.whole import falling, rising
 
-_EFFORT = 800_000
+_EFFORT = 1_000_000
 _LAST = 32  # samples per cell that are placed one by one
-_GOAL = 1.0003  # close enough to the mean
+_GOAL = 1.0005  # close enough to the mean
 _KEPT_AT_MOST = 0.97  # smaller steps than this are not tried
 
 
@@ -59,7 +59,7 @@ def _levelled(cells: Cells) -> Cells:
 
 def _split(problem: Problem, rank: Ints) -> Ints:
     """[n] a cell of each sample's rank: from the one with the most tokens on, to the cell with the least of any cap.
-    Of very many samples most are dealt out forth and back."""
+    Of very many samples most are dealt out back and forth."""
     order = rising(rank)  # by rank, and as samples come: the most tokens first
     counts = np.bincount(rank, minlength=problem.ranks)
     starts, steps = np.cumsum(counts) - counts, problem.micro_batches

@@ -108,7 +108,8 @@ def _gains(
         scale = max(float(levels.max()), 1.0)
         over, change = (cells.loads - levels) / scale, _changes(cells.costs, out, back, scale)
         _add_relief(gain, over[givers][:, None, None, None], over[partners][..., None, None], change)
-        gain -= 1e-9 * np.abs(change)  # of equal ones the smallest
+        change *= 1e-9
+        gain -= change  # of equal ones the smallest
     for limit, held in zip(cells.limits, cells.held, strict=True):
         above, scale = held - limit.cap, float(max(limit.cap, 1))
         at_home, at_partner = above[home][:, None, :, None], above[there][:, :, None, :]
@@ -133,10 +134,14 @@ def _changes(sizes: Ints, out: Ints, back: Ints, scale: float) -> Floats:
 
 def _add_relief(gain: Floats, home: Floats, there: Floats, change: Floats) -> None:
     """Adds by how much the squared excesses of both ends fall."""
-    for end, leaves in ((home, change), (there, -change)):
-        rest = end - leaves
-        np.maximum(rest, 0.0, out=rest)
-        rest *= rest
+    for end in (home, there):
         if (end > 0).any():
             gain += np.square(np.maximum(end, 0.0))
-        gain -= rest
+    rest = np.subtract(home, change)
+    np.maximum(rest, 0.0, out=rest)
+    rest *= rest
+    gain -= rest
+    np.add(there, change, out=rest)
+    np.maximum(rest, 0.0, out=rest)
+    rest *= rest
+    gain -= rest

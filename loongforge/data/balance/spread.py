@@ -57,7 +57,7 @@ def _longest_first(costs: Ints, loads: Ints) -> Ints:
 
 
 def _deal(costs: Ints, loads: Ints, to_come: int) -> Ints:
-    """Forth and back over the bins; one that has more already takes part in fewer turns.
+    """Back and forth over the bins; one that has more already takes part in fewer turns.
 
     Args:
         to_come: cost of these and of all others that are still to be placed.
