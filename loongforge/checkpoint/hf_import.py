@@ -110,6 +110,6 @@ def _open(path: Path) -> tuple[HFFolder, dict[str, Any]]:
 def _require_equal(differences: list[str], path: Path) -> None:
     if differences:
         raise UserError(
-            f"the recipe differs from the checkpoint in {path} (loongforge components from-hf prints one that does not):"
+            f"the recipe differs from the checkpoint in {path} (loongforge components from-hf prints one that fits):"
             + listed(differences)
         )
