@@ -10,7 +10,7 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.arrange import Arrangement, Load, Rules, arrange
 from loongforge.data.balance import CostModel
-from loongforge.data.batch import IGNORE, BadSample, Batch, StepData
+from loongforge.data.batch import IGNORE, BadSample, Batch, StepData, targets
 from loongforge.data.fetch import BadSampleError, SampleFetcher
 from loongforge.data.metadata import MetadataTable
 from loongforge.data.part import Part, of_each
@@ -134,7 +134,7 @@ def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan:
     for sample in samples:
         start, size = borders[-1], len(sample.ids)
         tokens[start : start + size] = sample.ids
-        labels[start : start + size - 1] = np.where(sample.learned[1:], sample.ids[1:], IGNORE)
+        labels[start : start + size - 1] = targets(sample)
         borders.append(start + size)
     used = borders[-1]
     pixels = processor.normalise([image for sample in samples for image in sample.pixels])
