@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from loongforge.cli.parser import Parser
+from loongforge.cli.parser import Parser, check_least
 from loongforge.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,20 +55,12 @@ def _parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--image-tokens", type=int, default=576, metavar="N", help="of an image, with --tokenizer")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest sample in tokens, with --tokenizer")
     args = parser.parse(argv)
-    _check_numbers(args)
+    check_least(args, samples=1, workers=1, examples=0, pack_tokens=1, image_tokens=1, max_length=2)
     paths = [text for text in args.overrides if "=" not in text]
     if len(paths) > 1 or bool(paths) != bool(args.tokenizer) or (paths and len(args.overrides) > 1):
         raise UserError("data check takes a recipe (+recipe=NAME key=value ...), or one PATH with --tokenizer DIR")
     args.path = paths[0] if paths else None
     return args
-
-
-def _check_numbers(args: Namespace) -> None:
-    least = {"samples": 1, "workers": 1, "examples": 0, "pack_tokens": 1, "image_tokens": 1, "max_length": 2}
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise UserError(f"--{name.replace('_', '-')} {value} must be at least {low}")
 
 
 def _check_recipe(config: Config, args: Namespace) -> int:

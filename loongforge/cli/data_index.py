@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from loongforge.cli.parser import Parser
+from loongforge.cli.parser import Parser, check_least
 from loongforge.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,11 +34,10 @@ def run(argv: Sequence[str]) -> int:
     )
     recipe_args.add_overrides(parser)
     parser.add_argument("--decode", action="store_true", help="decode all images instead of reading their headers")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
     parser.add_argument("--anew", action="store_true", help="write every index, also where one fits")
     args = parser.parse(argv)
-    if args.workers < 0:
-        raise UserError(f"--workers {args.workers} must be at least 1")
+    check_least(args, workers=1)
     args.workers = args.workers or default_workers()
     paths = [argument for argument in args.overrides if "=" not in argument]
     args.overrides = [argument for argument in args.overrides if "=" in argument]
