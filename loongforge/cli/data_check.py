@@ -6,11 +6,11 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loongforge.cli.parser import Parser, check_least
+from loongforge.cli.progress import bar
 from loongforge.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,31 +97,11 @@ def _check(sets: list[CheckedSet], processor: SampleProcessor, args: Namespace, 
 
     workers = args.workers or default_workers()
     began = time.perf_counter()
-    checked = check(sets, processor, workers=workers, examples=args.examples, watch=_progress)
+    checked = check(sets, processor, workers=workers, examples=args.examples, watch=bar("check"))
     pace = Pace(time.perf_counter() - began, workers)
     report = as_json(checked, _outlook(checked.sets[0], config, args), pace)
     print(json.dumps(report) if args.json else as_text(report))
     return 1 if report["problems"] or (args.strict and report["warnings"]) else 0
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error where that is a terminal, so that the output can still be piped."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("check", total=total)
-        yield lambda number: progress.advance(task, number)
 
 
 def _outlook(train: CheckedSet, config: Config | None, args: Namespace) -> Outlook:
