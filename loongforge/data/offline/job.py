@@ -81,7 +81,7 @@ def make_job(
         processor: the run's.
         budget: of a row.
         seed: `trainer.seed`, which decides the order.
-        samples: so many of the run's order; None: until every sample has come.
+        samples: so many of the run's order; None: until every sample has come, or each source as often as its `repeat`.
         window: see `Job`.
         shard_rows: see `Job`.
         shape: see `Job`.
@@ -92,4 +92,6 @@ def make_job(
     opened = open_sources(data.train, "data.train", data.image_dir, data.index_dir)
     sources, weights = [source for source, _ in opened], [weight for _, weight in opened]
     order = SampleOrder([len(source) for source in sources], weights, seed=seed, shuffle=data.shuffle)
-    return Job(sources, order, processor, data, budget, samples or order.once(), window, shard_rows, shape)
+    repeated = not isinstance(data.train, str) and any(source.repeat is not None for source in data.train)
+    positions = samples or (round(sum(weights)) if repeated else order.once())
+    return Job(sources, order, processor, data, budget, positions, window, shard_rows, shape)
