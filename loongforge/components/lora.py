@@ -1,0 +1,105 @@
+"""Which linear layers of a component get a low-rank adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+
+import torch
+
+from loongforge.components.hf import NameMap
+from loongforge.components.sharding import full_shape, global_names, is_gated, take_shard
+from loongforge.components.transformer.lora import Adaptable, LowRank
+from loongforge.config.errors import UserError, did_you_mean
+from loongforge.config.schema import LoraConfig
+
+ALL = "all-linear"
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return ".lora." in name
+
+
+def add_adapters(
+    module: torch.nn.Module,
+    settings: LoraConfig,
+    name_map: NameMap | None,
+    *,
+    component: str,
+    group: torch.distributed.ProcessGroup,
+) -> None:
+    """Adds the adapters that the recipe asks for to this rank's shard.
+
+    Args:
+        module: A component.
+        settings: `model.<component>.lora`.
+        name_map: Hugging Face names, by which targets are called; None: ours.
+        component: Its name, for messages.
+        group: Tensor-parallel ranks.
+
+    Raises:
+        UserError: a target that no linear layer of the component matches.
+    """
+    layers = list(_adaptable(module, name_map))
+    _require_matches(settings.targets, [name for _, _, names in layers for name in names], module, component)
+    for global_name, linear, names in layers:
+        wanted = [_is_target(name, settings.targets) for name in names]
+        if any(wanted):
+            owners = _owners(global_name, linear, module, name_map, wanted, group)
+            linear.lora = LowRank(linear, settings, owners, sum(wanted))
+
+
+def _adaptable(module: torch.nn.Module, name_map: NameMap | None) -> Iterator[tuple[str, Adaptable, list[str]]]:
+    """(global name of the weight, layer, names of the layers that it stands for)."""
+    globally = global_names(module)
+    for name, part in module.named_modules():
+        if isinstance(part, Adaptable) and f"{name}.weight" in globally and not name.endswith("output_layer"):
+            weight = globally[f"{name}.weight"]
+            names = [weight] if name_map is None else [candidates[0] for candidates in name_map.sources(weight)]
+            yield weight, part, [n.removesuffix(".weight") for n in names]
+
+
+def _is_target(name: str, targets: Iterable[str]) -> bool:
+    """Whether a layer's name ends with a target; `*` stands for anything."""
+    return any(target == ALL or fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}") for target in targets)
+
+
+def _require_matches(targets: list[str], here: list[str], module: torch.nn.Module, component: str) -> None:
+    """Other pipeline stages hold other layers, of the same kinds."""
+    numbers = range(getattr(module.config, "num_layers", 1))
+    everywhere = {_LAYER.sub(str(i), name, count=1) for name in here for i in numbers}
+    kinds = sorted({name.rpartition(".")[2] for name in here})
+    for target in targets:
+        if not any(_is_target(name, [target]) for name in everywhere):
+            raise UserError(
+                f"model.{component}.lora.targets: no linear layer's name ends with '{target}'."
+                f"{did_you_mean(target, kinds)} Allowed: {ALL}, {', '.join(kinds)}, or longer ends of such names"
+            )
+
+
+def _owners(
+    name: str,
+    linear: Adaptable,
+    module: torch.nn.Module,
+    name_map: NameMap | None,
+    wanted: list[bool],
+    group: torch.distributed.ProcessGroup,
+) -> torch.Tensor:
+    """int64 `[out]`: the adapter, among the wanted ones, of each output feature of this rank; -1: none."""
+    weight = linear.weight
+    assert isinstance(weight, torch.Tensor)
+    num_out = full_shape(weight, group.size())[0]
+    places = torch.arange(num_out)[:, None]
+    parts = [places] if name_map is None else name_map.split(name, places)
+    owners = torch.full((num_out, 1), -1)
+    number = 0
+    for part, takes in zip(parts, wanted, strict=True):
+        if takes:
+            owners[part.flatten()] = number
+            number += 1
+    if getattr(weight, "partition_dim", -1) == 0:
+        owners = take_shard(owners, weight, rank=group.rank(), tp=group.size(), gated=is_gated(module, name))
+    return owners.flatten()
