@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -103,3 +103,53 @@ def _owners(
     if getattr(weight, "partition_dim", -1) == 0:
         owners = take_shard(owners, weight, rank=group.rank(), tp=group.size(), gated=is_gated(module, name))
     return owners.flatten()
+
+
+def _parts(
+    weight: str, full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap
+) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor]]:
+    """(their layer, A or None, B) of each of their layers that a layer of ours stands for."""
+    prefix = weight.removesuffix("weight")
+    adapters = iter(full[f"{prefix}lora.a"].split(settings.rank))
+    theirs = [candidates[0].removesuffix(".weight") for candidates in names.sources(weight)]
+    for name, b in zip(theirs, names.split(weight, full[f"{prefix}lora.b"]), strict=True):
+        yield name, next(adapters) if _is_target(name, settings.targets) else None, b
+
+
+def _adapted_weights(full: Mapping[str, torch.Tensor]) -> list[str]:
+    return [name.removesuffix("lora.a") + "weight" for name in full if name.endswith(".lora.a")]
+
+
+def to_peft(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap) -> dict[str, torch.Tensor]:
+    """Adapters as peft names them.
+
+    Args:
+        full: Full tensors of a component by global name, from `gather_parameters`.
+        settings: Of the component.
+        names: Hugging Face names; the first prefix is that of the model that the adapters are for.
+
+    Returns:
+        `<their layer>.lora_A.weight` `[rank, in]` and `<their layer>.lora_B.weight` `[out, rank]`.
+    """
+    found = {}
+    for weight in _adapted_weights(full):
+        for name, a, b in _parts(weight, full, settings, names):
+            if a is not None:
+                found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = a, b
+    return found
+
+
+def merged(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap) -> dict[str, torch.Tensor]:
+    """Full tensors of a component without adapters: each weight with `alpha / rank * B A` added, summed in float32.
+
+    Arguments as in `to_peft`.
+    """
+    found = {name: tensor for name, tensor in full.items() if not is_adapter(name)}
+    for weight in _adapted_weights(full):
+        changes = [
+            torch.zeros(len(b), full[weight].shape[1]) if a is None else b.float() @ a.float()
+            for _, a, b in _parts(weight, full, settings, names)
+        ]
+        scale = settings.alpha / settings.rank
+        found[weight] = (full[weight].float() + scale * names.join(weight, changes)).to(full[weight].dtype)
+    return found
