@@ -90,7 +90,6 @@ def _owners(
 ) -> torch.Tensor:
     """int64 `[out]`: the adapter, among the wanted ones, of each output feature of this rank; -1: none."""
     weight = linear.weight
-    assert isinstance(weight, torch.Tensor)
     num_out = full_shape(weight, group.size())[0]
     places = torch.arange(num_out)[:, None]
     parts = [places] if name_map is None else name_map.split(name, places)

@@ -85,3 +85,9 @@ def test_bf16_learns_under_every_layout(one_process: Callable[..., Outcome], ran
     config = _config(STEPS, precision="bf16", distributed=True, parallel=ParallelConfig(tp=2))
     result = rank_pool(4).run(train, config)[0]
     assert np.allclose(reference.losses, result.losses, atol=0.05)
+
+
+def test_an_adapter_whose_gradient_is_not_summed_is_seen(one_process: Callable[..., Outcome], rank_pool: Pools) -> None:
+    reference = one_process(**LORA)
+    ranks = rank_pool(2).run(train, _config(STEPS, parallel=ParallelConfig(tp=2), **LORA), "adapter sum")
+    assert compare(reference, ranks).problems

@@ -12,7 +12,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from loongforge.components.transformer.lora import Adaptable
 
 
-class ColumnLinear(ColumnParallelLinear, Adaptable):
+class ColumnLinear(Adaptable, ColumnParallelLinear):
     """Output features divided over the group. On one rank: a native linear, bias added inside the product."""
 
     def forward(
@@ -30,7 +30,7 @@ class ColumnLinear(ColumnParallelLinear, Adaptable):
         return _sharded(self, {"weight": 0, "bias": 0, "lora.b": 0}, prefix, sharded_offsets, metadata)
 
 
-class RowLinear(RowParallelLinear, Adaptable):
+class RowLinear(Adaptable, RowParallelLinear):
     """Input features divided over the group; sums the ranks' parts. On one rank: a native linear."""
 
     def forward(self, input_: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -46,7 +46,7 @@ class RowLinear(RowParallelLinear, Adaptable):
         return _sharded(self, {"weight": 1, "lora.a": 1}, prefix, sharded_offsets, metadata)
 
 
-class WholeLinear(torch.nn.Linear, Adaptable):
+class WholeLinear(Adaptable, torch.nn.Linear):
     """A linear layer that every rank holds whole."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

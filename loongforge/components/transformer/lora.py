@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,9 @@ class LowRank(torch.nn.Module):
         parts: How many A there are.
     """
 
-    def __init__(self, linear: torch.nn.Module, settings: LoraConfig, owners: torch.Tensor, parts: int) -> None:
+    _mine: torch.Tensor | None
+
+    def __init__(self, linear: Any, settings: LoraConfig, owners: torch.Tensor, parts: int) -> None:
         super().__init__()
         self.scale, self.dropout, self.rank = settings.alpha / settings.rank, settings.dropout, settings.rank
         self.column = isinstance(linear, ColumnParallelLinear)
@@ -94,11 +97,13 @@ def _one_hot(owners: torch.Tensor, parts: int) -> torch.Tensor | None:
     return owners[:, None] == torch.arange(parts)
 
 
-class Adaptable(torch.nn.Module):
-    """A linear layer that may have an adapter, `lora`."""
+class Adaptable:
+    """Comes before the class of a linear layer and gives it room for an adapter, `lora`."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    weight: torch.Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.lora: LowRank | None = None
 
     def adapted(self, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
