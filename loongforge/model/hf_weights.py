@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.distributed as dist
 
 from loongforge.checkpoint.hf_checks import listed
 from loongforge.checkpoint.hf_import import HFImport
 from loongforge.checkpoint.hf_source import Finding
+from loongforge.components.lora import is_adapter
 from loongforge.components.sharding import Shard, shards
 from loongforge.config.errors import UserError
 from loongforge.model.vlm import VisionLanguageModel
@@ -31,7 +33,7 @@ def load_hf_weights(model: VisionLanguageModel, wanted: HFImport) -> dict[str, F
         UserError: everything that is missing, left over or of another shape; no weight has changed then.
     """
     parts = {name: part for name, part in model.components().items() if name in wanted.sources}
-    mine = {name: list(shards(part, part.tp_group)) for name, part in parts.items()}
+    mine = {name: _own_shards(part) for name, part in parts.items()}
     findings = {name: Finding() for name in wanted.sources}
     for name, finding in gather_lists([(name, wanted.sources[name].check(mine[name])) for name in mine]):
         findings[name].add(finding)
@@ -44,6 +46,11 @@ def load_hf_weights(model: VisionLanguageModel, wanted: HFImport) -> dict[str, F
             for count in wanted.sources[name].fill(own):
                 advance(count)
     return findings
+
+
+def _own_shards(part: Any) -> list[Shard]:
+    """Those that a checkpoint has; adapters are new."""
+    return [shard for shard in shards(part, part.tp_group) if not is_adapter(shard.name)]
 
 
 @contextmanager

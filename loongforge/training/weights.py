@@ -50,7 +50,7 @@ def load_initial_weights(config: Config, model: VisionLanguageModel, groups: Gro
             notes += describe(load_hf_weights(model, wanted), path)
         else:
             found = resolve(path).path
-            load_weights(found, model, groups, None if name is None else [name])
+            load_weights(found, model, groups, None if name is None else [name], new_adapters=True)
             notes.append(f"{name or 'model'}: weights from {found}")
     return notes
 

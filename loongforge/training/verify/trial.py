@@ -25,6 +25,7 @@ from loongforge.training.optimizer import Optimizers
 from loongforge.training.schedule import learning_rate
 from loongforge.training.verify.outcome import Outcome
 from loongforge.training.verify.synthetic import IMAGE_TOKEN, SyntheticData, packed
+from loongforge.training.weights import load_initial_weights
 
 
 def synthetic_data(config: Config) -> SyntheticData:
@@ -52,6 +53,7 @@ class Trial:
         self.config, self.groups, self.pack = config, groups, pack
         self.data = synthetic_data(config)
         self.model = build_model(config, groups, image_token=IMAGE_TOKEN if config.model.vision is not None else None)
+        load_initial_weights(config, self.model, groups)
         self.runner = Runner(self.model, groups, encode_window=config.trainer.encode_window)
         self.optimizers = Optimizers(config, self.model, groups)
 
@@ -92,9 +94,13 @@ class Trial:
             if any(param.requires_grad for param in part.parameters()):
                 groups = self.groups.of(name)
                 assert groups is not None
-                full = gather_parameters(part, groups.tp, lambda param: param.main_grad)  # type: ignore[attr-defined]
+                full = gather_parameters(part, groups.tp, _gradient)
                 found.update({f"{name}.{key}": value.numpy() for key, value in full.items()})
         return found
+
+
+def _gradient(param: torch.nn.Parameter) -> torch.Tensor | None:
+    return param.main_grad if param.requires_grad else None  # type: ignore[attr-defined]
 
 
 def gather_gradient_shards(optimizers: Optimizers) -> None:
