@@ -81,7 +81,7 @@ class PackedSteps:
     def _replica(self, slots: Sequence[Slot], arrangement: Arrangement, replica: int) -> list[Batch]:
         cells = arrangement.cells[replica]
         plans = self._image_plans(slots, arrangement, replica)
-        lengths = [sum(self._length(slots[number]) for number in cell) for cell in cells]
+        lengths = [sum(self.rules.length(slots[number].load) for number in cell) for cell in cells]
         multiple = self.part.layout.sequence_multiple
         if self.part.layout.llm.pp > 1:  # pipeline stages exchange rows of one length
             lengths = [max(lengths)] * len(cells)
@@ -89,9 +89,6 @@ class PackedSteps:
             self._row([slots[number] for number in cell], plan, -(-max(length, 1) // multiple) * multiple)
             for cell, plan, length in zip(cells, plans, lengths, strict=True)
         ]
-
-    def _length(self, slot: Slot) -> int:
-        return slot.load.text_tokens + sum(slot.load.units) * self.rules.image_tokens
 
     def _image_plans(self, slots: Sequence[Slot], arrangement: Arrangement, replica: int) -> list[ImagePlan]:
         """For each micro-batch: its images, and those that this rank encodes."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from loongforge.parallel.grid import Coordinates, Grid
 from loongforge.parallel.layout import Layout
+from loongforge.planning.parts import Parts
 from loongforge.planning.shape import Shape
 from loongforge.planning.workload import Costs
 
 
 @dataclass
-class Traffic:
+class Traffic(Parts):
     """Bytes that a rank receives in a step."""
 
     tensor_parallel: float = 0
@@ -21,11 +22,6 @@ class Traffic:
     """Embeddings of image tokens on their way to the LLM, or their gradients on the way back."""
     gradients: float = 0
     """Reduced over replicas; with a distributed optimizer also the parameters on their way back."""
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return sum(getattr(self, item.name) for item in fields(self))
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def encoder_tensor_parallel(costs: Costs, layout: Layout, shape: Shape) -> Colle
     """Of a window on the busiest encoder replica: two all-reduces per layer and direction."""
     vision, grid = costs.vision, layout.vision
     assert vision is not None and grid is not None
-    passes = 1 if vision.freeze else 2 + _recomputed(costs)
+    passes = 2 + _recomputed(costs) if vision.trains else 1
     images = shape.images_on(layout, "vision")
     volume = passes * images * vision.reduced_per_image() * costs.size("vision")
     return Collectives.sums(grid.tp, grid.tp, volume, 2 * passes * vision.built_layers)
@@ -111,7 +107,7 @@ def returned_rows(costs: Costs, layout: Layout, shape: Shape, *, merges: bool) -
         shape: Of its batches.
         merges: The rank is also one of the LLM's first stage: it has the gradients of what it merges itself.
     """
-    if costs.part("vision").freeze and costs.part("projector").freeze:
+    if not (costs.part("vision").trains or costs.part("projector").trains):
         return 0.0
     own = min(1.0, layout.grids()["projector"].dp / layout.dp) / _parts(layout) if merges else 0.0
     rows = (1 - own) * shape.images_on(layout, "projector") * costs.image_tokens
@@ -126,7 +122,7 @@ def _parts(layout: Layout) -> int:
 def gradient_collectives(costs: Costs, layout: Layout, name: str, stage: int) -> list[Collectives]:
     """Of a component's gradients (fp32) in a step; a distributed optimizer scatters them and gathers parameters."""
     grid = layout.grids()[name]
-    if costs.part(name).freeze:
+    if not costs.part(name).trains:
         return []
     params, size, extent = costs.params_on(name, layout, stage), grid.dp * grid.cp, len(grid.ranks) // grid.pp
     if not costs.config.optimizer.distributed:

@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from loongforge.data.builtin.tokenizer import python_topics, train_tokenizer
+from loongforge.data.builtin.tokenizer import write_tokenizer
 from loongforge.data.sources.shard_writer import write_shards
 
 VERSION = 1
 NUM_TRAIN_DIGITS = 1497
 NUM_SAMPLES = {"train": 8000, "val": 1500}
 SAMPLES_PER_SHARD = 2000
-VOCAB_SIZE = 512
 _CELL = 16
 _CELL_NAMES = ("top left", "top right", "bottom left", "bottom right")  # reading order
 
@@ -49,11 +48,13 @@ def write(folder: Path) -> None:
     for split, num_samples in NUM_SAMPLES.items():
         by_value = [[i for i in digits[split] if values[i] == value] for value in range(10)]
         write_shards(folder, split, _samples(split, num_samples, by_value, glyphs), SAMPLES_PER_SHARD)
-    phrases = [
-        question.format(name) for questions in QUESTIONS.values() for question in questions for name in _CELL_NAMES
-    ]
-    conversations = [f"USER: \n{phrase} ASSISTANT: " for phrase in phrases] + ["left right equal"]
-    train_tokenizer([*python_topics().values(), *conversations * 500], VOCAB_SIZE, 1024, folder / "tokenizer")
+    write_tokenizer(_merges(), 1024, folder / "tokenizer")
+
+
+def _merges() -> list[tuple[str, str]]:
+    """Learned once from CPython 3.11.7's help texts and 500 times the questions; other Pythons have other texts."""
+    lines = (Path(__file__).parent / "digits_vqa_merges.txt").read_text(encoding="utf-8").splitlines()
+    return [(left, right) for left, right in (line.split(" ") for line in lines)]
 
 
 def load_digits() -> tuple[list[int], np.ndarray]:

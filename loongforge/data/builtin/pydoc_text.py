@@ -1,4 +1,7 @@
-"""`pydoc_text`: CPython's own help texts as raw text, to pretrain a tiny language model on."""
+"""`pydoc_text`: CPython's own help texts as raw text, to pretrain a tiny language model on.
+
+Every installation has them; each release of Python has its own, and so a tokenizer and a loss of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from loongforge.data.builtin.tokenizer import python_topics, train_tokenizer
+from loongforge.data.builtin.tokenizer import train_tokenizer
 
 VERSION = 1
 VOCAB_SIZE = 512
@@ -27,6 +30,13 @@ def write(folder: Path) -> None:
         lines = "".join(json.dumps(sample) + "\n" for sample in samples)
         (folder / f"{split}.jsonl").write_text(lines)
     train_tokenizer([sample["text"] for sample in splits["train"]], VOCAB_SIZE, 1024, folder / "tokenizer")
+
+
+def python_topics() -> dict[str, str]:
+    """CPython's own help texts: half a megabyte of English in every installation."""
+    from pydoc_data.topics import topics
+
+    return topics
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.models import Model
 
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, IMAGE)
@@ -40,9 +45,43 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, fold
         max_length: `model_max_length` in tokens.
         folder: made here.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, trainers
 
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=_bytes(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    _save(tokenizer, max_length, folder)
+
+
+def write_tokenizer(merges: Sequence[tuple[str, str]], max_length: int, folder: Path) -> None:
+    """Writes the tokenizer that these merges make: the same everywhere, which training on texts is not.
+
+    Args:
+        merges: pairs in the order in which they were learned.
+        max_length: `model_max_length` in tokens.
+        folder: made here.
+    """
+    from tokenizers import AddedToken, models
+
+    tokens = [*SPECIAL_TOKENS, *_bytes(), *(left + right for left, right in merges)]
+    tokenizer = _byte_level(models.BPE({token: i for i, token in enumerate(tokens)}, list(merges)))
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    _save(tokenizer, max_length, folder)
+
+
+def _bytes() -> list[str]:
+    """The characters that stand for the 256 bytes."""
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _byte_level(model: Model) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_TEMPLATE_WORDS), "isolated"),
@@ -52,13 +91,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, fold
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _save(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
@@ -77,10 +113,3 @@ def _config(max_length: int) -> dict[str, object]:
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
     }
-
-
-def python_topics() -> dict[str, str]:
-    """CPython's own help texts: half a megabyte of English in every installation."""
-    from pydoc_data.topics import topics
-
-    return topics
