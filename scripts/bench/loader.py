@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -74,7 +75,12 @@ def train(overrides: list[str], folder: Path, steps: int, threads: int) -> tuple
     """(seconds of a step, seconds of it spent waiting for data), medians of a real run."""
     command = [sys.executable, "-m", "loongforge", "train", *overrides]
     command += [f"run.dir={folder / 'run'}", f"trainer.steps={steps + WARM}", f"trainer.threads={threads}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environ = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        **os.environ,
+    }  # spinning threads stop a busy machine
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
