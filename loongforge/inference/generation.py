@@ -1,15 +1,17 @@
-"""Greedy generation, under any layout. The whole sequence is computed again for each token."""
+"""Generation under any layout, with the keys and values of earlier tokens cached."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 
+from loongforge.inference.rows import Rows
+from loongforge.inference.sampling import Place, Sampling, next_tokens
 from loongforge.model.execution import Runner
-from loongforge.parallel.routes import ImagePlan
 from loongforge.parallel.session import gather_lists
 
 
@@ -21,92 +23,140 @@ class Prompt:
     """Token ids, image tokens expanded."""
     images: np.ndarray
     """float32 `[N, 3, H, W]`, in order of appearance; N may be 0."""
+    key: int = 0
+    """Tells the draws of this prompt's answer from those of others."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are made, and where they end."""
+
+    eos_id: int
+    """Ends an answer; not part of it."""
+    max_new_tokens: int
+    """Longest answer."""
+    max_length: int
+    """Longest sequence, prompt included."""
+    sampling: Sampling = Sampling()
+    """How tokens are chosen."""
+    ends: Callable[[list[int]], bool] | None = None
+    """Whether an answer ends with the tokens that it has; the same on every rank."""
+    on_token: Callable[[int, list[int]], None] | None = None
+    """Called with the number of a prompt and the tokens of its answer so far, on the ranks of its replica."""
 
 
 @dataclass
-class _Inputs:
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    images: torch.Tensor
-    cu_seqlens: torch.Tensor | None = None
-    image_plan: ImagePlan | None = None
+class Completion:
+    """An answer."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish: Literal["eos", "length", "stop"] = "length"
+    """Why it ends: the end token, a limit, or `Settings.ends`."""
 
 
 def greedy(
     runner: Runner, prompts: Sequence[Prompt], *, eos_id: int, max_new_tokens: int, max_length: int
 ) -> list[list[int]]:
-    """Continues each prompt with the most likely tokens. Collective over the world.
+    """The most likely continuation of each prompt, made by the first LLM replica; see `generate`."""
+    settings = Settings(eos_id, max_new_tokens, max_length)
+    return [completion.tokens for completion in generate(runner, prompts, settings)]
 
-    The first LLM replica and the encoders that serve it do the work; images are encoded once.
+
+def generate(
+    runner: Runner, prompts: Sequence[Prompt], settings: Settings, *, shared: bool = False
+) -> list[Completion]:
+    """Continues each prompt. Collective over the world.
+
+    Each prompt is computed once, then each new token alone. Images are encoded once, wherever the layout has its encoders.
 
     Args:
         runner: Of the model.
         prompts: The same on every rank that works on the first replica; others may pass none.
-        eos_id: Ends an answer; not part of it.
-        max_new_tokens: Longest answer.
-        max_length: Longest sequence, prompt included.
+        settings: How.
+        shared: All LLM replicas take a share; the prompts are then the same on every rank.
 
     Returns:
-        New tokens of each prompt, on every rank.
+        An answer to each prompt, on every rank.
     """
     groups = runner.groups
-    new: list[list[int]] = []
-    if prompts and 0 in groups.replicas:
-        loop = _Loop(runner, prompts, eos_id, max_new_tokens, max_length)
-        image_rows = runner.encode({0: [loop.batch()]})
-        if groups.place is not None and groups.place.dp == 0:
-            new = loop.run(image_rows)
-    return gather_lists(new if groups.reported == 0 else [])
+    share = groups.layout.dp if shared else 1
+    parts = {replica: _open(prompts, settings, replica, share) for replica in groups.replicas if replica < share}
+    lines = {replica: _Line(runner, prompts, numbers, settings) for replica, numbers in parts.items() if numbers}
+    done: dict[int, Completion] = {}
+    with runner.evaluating():
+        image_rows = runner.encode({replica: [line.prefill] for replica, line in lines.items()}) if lines else []
+        place = groups.place
+        if place is not None and place.dp in lines:
+            done = lines[place.dp].run(image_rows[0] if image_rows else None)
+    found = dict(gather_lists(list(done.items()) if groups.reported is not None else []))
+    total = max(gather_lists([len(prompts)]))
+    return [found.get(number, Completion()) for number in range(total)]
 
 
-class _Loop:
-    """Growing rows of one LLM replica."""
+def _open(prompts: Sequence[Prompt], settings: Settings, replica: int, share: int) -> list[int]:
+    """Numbers of the prompts of a replica that have room for an answer."""
+    if settings.max_new_tokens < 1:
+        return []
+    return [n for n in range(replica, len(prompts), share) if len(prompts[n].ids) < settings.max_length]
 
-    def __init__(
-        self, runner: Runner, prompts: Sequence[Prompt], eos_id: int, max_new_tokens: int, max_length: int
-    ) -> None:
-        self.runner, self.eos_id, self.max_new_tokens, self.max_length = runner, eos_id, max_new_tokens, max_length
-        self.prompt_lengths = [len(prompt.ids) for prompt in prompts]
-        self.rows = [list(prompt.ids) for prompt in prompts]
-        self.images = torch.from_numpy(np.concatenate([prompt.images for prompt in prompts])).to(runner.device)
-        layout = runner.groups.layout
-        # where ranks divide the rows, a row that grew would move image tokens from rank to rank
-        divided = layout.sequence_parallel or layout.llm.cp > 1
-        self.shortest = min(max(self.prompt_lengths) + max_new_tokens, max_length) if divided else 1
 
-    def batch(self) -> _Inputs:
-        """The rows so far, padded."""
-        multiple = self.runner.groups.layout.sequence_multiple
-        length = -(-max(self.shortest, *map(len, self.rows)) // multiple) * multiple
-        tokens = torch.tensor([row + [self.eos_id] * (length - len(row)) for row in self.rows])
-        tokens = tokens.to(self.runner.device)
-        return _Inputs(tokens, torch.full_like(tokens, -100), self.images)
+class _Line:
+    """Some prompts on one replica, continued together."""
 
-    def run(self, image_rows: Sequence[torch.Tensor | None]) -> list[list[int]]:
-        """Appends tokens until every row has ended; returns the new ones of each."""
-        open_rows = set(range(len(self.rows)))
+    def __init__(self, runner: Runner, prompts: Sequence[Prompt], numbers: list[int], settings: Settings) -> None:
+        self.runner, self.settings, self.numbers = runner, settings, numbers
+        self.prompts = prompts
+        ids = [prompts[n].ids for n in numbers]
+        self.counts = [len(row) for row in ids]
+        longest = max(self.counts) + settings.max_new_tokens
+        self.rows = Rows(runner, len(numbers), min(longest, settings.max_length), settings.eos_id)
+        images = torch.from_numpy(np.concatenate([prompts[n].images for n in numbers])).to(runner.device)
+        self.prefill = self.rows.batch(ids, images)
+        self.answers = {number: Completion() for number in numbers}
+
+    def run(self, image_rows: torch.Tensor | None) -> dict[int, Completion]:
+        """Answers by number of their prompts."""
+        logits = self.rows.extend(self.prefill, self.counts, image_rows)
+        no_images = self.prefill.images[:0]
+        while True:
+            tokens = self._choose(logits)
+            is_open = [self._take(number, token) for number, token in zip(self.numbers, tokens, strict=True)]
+            if not any(is_open):
+                return self.answers
+            if 2 * sum(is_open) <= len(is_open):  # until then, rows that have ended are carried along
+                kept = [row for row, goes_on in enumerate(is_open) if goes_on]
+                self.rows.cache.keep(kept)
+                self.numbers, tokens = [self.numbers[row] for row in kept], [tokens[row] for row in kept]
+                is_open = [True] * len(kept)
+            logits = self.rows.extend(self.rows.batch([[token] for token in tokens], no_images), list(map(int, is_open)))
+
+    def _choose(self, logits: torch.Tensor | None) -> list[int]:
+        """The next token of each row, on every pipeline stage."""
+        runner = self.runner
+        if logits is None:
+            chosen = torch.zeros(len(self.numbers), dtype=torch.int64, device=runner.device)
+        else:
+            places = [Place(self.prompts[n].key, len(self.answers[n].tokens)) for n in self.numbers]
+            chosen = next_tokens(runner.model.llm, logits, self.settings.sampling, places)
+        return runner.from_last_stage(chosen).tolist()
+
+    def _take(self, number: int, token: int) -> bool:
+        """Whether an answer goes on behind this token."""
+        answer, settings = self.answers[number], self.settings
+        if answer.finish != "length" or self._is_full(number):
+            return False
         spec = self.runner.model.images
-        for _ in range(self.max_new_tokens):
-            open_rows -= {i for i in open_rows if len(self.rows[i]) >= self.max_length}
-            if not open_rows:
-                break
-            best = self._next_tokens(image_rows)
-            for i in sorted(open_rows):
-                # an image token would stand for an image that is not there
-                if best[i] == self.eos_id or (spec is not None and best[i] == spec.token):
-                    open_rows.remove(i)
-                else:
-                    self.rows[i].append(best[i])
-        return [row[length:] for row, length in zip(self.rows, self.prompt_lengths, strict=True)]
+        # an image token would stand for an image that is not there
+        if token == settings.eos_id or (spec is not None and token == spec.token):
+            answer.finish = "eos"
+            return False
+        answer.tokens.append(token)
+        if settings.on_token is not None:
+            settings.on_token(number, answer.tokens)
+        if settings.ends is not None and settings.ends(answer.tokens):
+            answer.finish = "stop"
+        return answer.finish == "length" and not self._is_full(number)
 
-    def _next_tokens(self, image_rows: Sequence[torch.Tensor | None]) -> list[int]:
-        runner, rows = self.runner, self.rows
-        last = torch.tensor([(len(row) - 1) * len(rows) + i for i, row in enumerate(rows)])
-
-        def pick(hidden: torch.Tensor, _: object) -> torch.Tensor:
-            logits = runner.model.llm.logits(hidden, last.to(hidden.device), gathered=True)
-            return runner.model.llm.best_tokens(logits)
-
-        found = runner.forward([self.batch()], image_rows, pick)
-        best = found[0] if found else torch.zeros(len(rows), dtype=torch.int64, device=runner.device)
-        return runner.from_last_stage(best).tolist()
+    def _is_full(self, number: int) -> bool:
+        count, settings = len(self.answers[number].tokens), self.settings
+        return count >= settings.max_new_tokens or len(self.prompts[number].ids) + count >= settings.max_length

@@ -49,6 +49,9 @@ class LlamaConfig(LLMConfig):
     """Biases on q, k and v (Qwen2)."""
     qk_norm: bool = False
     """RMSNorm on each head's q and k (Qwen3)."""
+    attention: Literal["causal", "mmca"] = "causal"
+    """What a token attends to. `mmca`: multi-modal causal attention (DeepSpeed-VisualChat): text to earlier text and to
+    earlier images with a softmax each, image tokens to themselves alone."""
 
     @property
     def head_size(self) -> int:
