@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from loongforge.inference.rows import Rows
-from loongforge.inference.sampling import Place, Sampling, next_tokens
+from loongforge.inference.sampling import GREEDY, Place, Sampling, next_tokens
 from loongforge.model.execution import Runner
 from loongforge.parallel.session import gather_lists
 
@@ -37,7 +37,7 @@ class Settings:
     """Longest answer."""
     max_length: int
     """Longest sequence, prompt included."""
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     """How tokens are chosen."""
     ends: Callable[[list[int]], bool] | None = None
     """Whether an answer ends with the tokens that it has; the same on every rank."""
@@ -63,17 +63,23 @@ def greedy(
 
 
 def generate(
-    runner: Runner, prompts: Sequence[Prompt], settings: Settings, *, shared: bool = False
+    runner: Runner,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    *,
+    shared: bool = False,
+    memory: Memory | None = None,
 ) -> list[Completion]:
     """Continues each prompt. Collective over the world.
 
-    Each prompt is computed once, then each new token alone. Images are encoded once, wherever the layout has its encoders.
+    Each prompt is computed once, then each new token alone. Images are encoded once.
 
     Args:
         runner: Of the model.
         prompts: The same on every rank that works on the first replica; others may pass none.
         settings: How.
         shared: All LLM replicas take a share; the prompts are then the same on every rank.
+        memory: Of the conversation that the only prompt continues; the same on every rank.
 
     Returns:
         An answer to each prompt, on every rank.
@@ -81,7 +87,7 @@ def generate(
     groups = runner.groups
     share = groups.layout.dp if shared else 1
     parts = {replica: _open(prompts, settings, replica, share) for replica in groups.replicas if replica < share}
-    lines = {replica: _Line(runner, prompts, numbers, settings) for replica, numbers in parts.items() if numbers}
+    lines = {r: _Line(runner, prompts, numbers, settings, memory) for r, numbers in parts.items() if numbers}
     done: dict[int, Completion] = {}
     with runner.evaluating():
         image_rows = runner.encode({replica: [line.prefill] for replica, line in lines.items()}) if lines else []
@@ -90,7 +96,10 @@ def generate(
             done = lines[place.dp].run(image_rows[0] if image_rows else None)
     found = dict(gather_lists(list(done.items()) if groups.reported is not None else []))
     total = max(gather_lists([len(prompts)]))
-    return [found.get(number, Completion()) for number in range(total)]
+    completions = [found.get(number, Completion()) for number in range(total)]
+    if memory is not None and found:
+        memory.end(prompts[0], completions[0])
+    return completions
 
 
 def _open(prompts: Sequence[Prompt], settings: Settings, replica: int, share: int) -> list[int]:
@@ -100,18 +109,63 @@ def _open(prompts: Sequence[Prompt], settings: Settings, replica: int, share: in
     return [n for n in range(replica, len(prompts), share) if len(prompts[n].ids) < settings.max_length]
 
 
+class Memory:
+    """What is cached of one conversation, so that its next turn is computed from where it differs.
+
+    That is behind its last image: a template that writes earlier turns anew is computed from the beginning. So is every
+    turn under context parallelism, whose ranks share a row's first tokens in another way than those that follow.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        """Tokens that are cached."""
+        self._rows: Rows | None = None
+        self._images = 0
+
+    def begin(self, runner: Runner, prompt: Prompt, settings: Settings) -> tuple[Rows, Prompt]:
+        """The row, cut to what it shares with the prompt, and the part of the prompt that it lacks."""
+        pairs = zip(self.ids, prompt.ids[:-1], strict=False)  # one token at least has to be computed
+        same = next((place for place, (old, new) in enumerate(pairs) if old != new), None)
+        same = min(len(self.ids), len(prompt.ids) - 1) if same is None else same
+        spec = runner.model.images
+        differs = spec is not None and spec.token in self.ids[same:]
+        if self._rows is None or not same or differs or runner.groups.layout.llm.cp > 1:
+            self._rows, self._images, same = Rows(runner, 1, settings.max_length, settings.eos_id), 0, 0
+        else:
+            self._rows.cache.cut(same)
+        return self._rows, Prompt(prompt.ids[same:], prompt.images[self._images :], prompt.key)
+
+    def end(self, prompt: Prompt, answer: Completion) -> None:
+        """Notes what has been cached: all but the last token, which nothing has followed from yet."""
+        assert self._rows is not None
+        cached = answer.tokens if answer.finish == "eos" else answer.tokens[:-1]
+        self.ids, self._images = prompt.ids + cached, len(prompt.images)
+        self._rows.cache.catch_up(len(self.ids))
+
+
 class _Line:
     """Some prompts on one replica, continued together."""
 
-    def __init__(self, runner: Runner, prompts: Sequence[Prompt], numbers: list[int], settings: Settings) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        prompts: Sequence[Prompt],
+        numbers: list[int],
+        settings: Settings,
+        memory: Memory | None,
+    ) -> None:
         self.runner, self.settings, self.numbers = runner, settings, numbers
         self.prompts = prompts
-        ids = [prompts[n].ids for n in numbers]
-        self.counts = [len(row) for row in ids]
-        longest = max(self.counts) + settings.max_new_tokens
-        self.rows = Rows(runner, len(numbers), min(longest, settings.max_length), settings.eos_id)
-        images = torch.from_numpy(np.concatenate([prompts[n].images for n in numbers])).to(runner.device)
-        self.prefill = self.rows.batch(ids, images)
+        if memory is None:
+            new = [prompts[n] for n in numbers]
+            longest = max(len(prompt.ids) for prompt in new) + settings.max_new_tokens
+            self.rows = Rows(runner, len(numbers), min(longest, settings.max_length), settings.eos_id)
+        else:
+            self.rows, rest = memory.begin(runner, prompts[0], settings)
+            new = [rest]
+        self.counts = [len(prompt.ids) for prompt in new]
+        images = torch.from_numpy(np.concatenate([prompt.images for prompt in new])).to(runner.device)
+        self.prefill = self.rows.batch([prompt.ids for prompt in new], images)
         self.answers = {number: Completion() for number in numbers}
 
     def run(self, image_rows: torch.Tensor | None) -> dict[int, Completion]:
@@ -128,7 +182,8 @@ class _Line:
                 self.rows.cache.keep(kept)
                 self.numbers, tokens = [self.numbers[row] for row in kept], [tokens[row] for row in kept]
                 is_open = [True] * len(kept)
-            logits = self.rows.extend(self.rows.batch([[token] for token in tokens], no_images), list(map(int, is_open)))
+            batch = self.rows.batch([[token] for token in tokens], no_images)
+            logits = self.rows.extend(batch, [int(goes_on) for goes_on in is_open])
 
     def _choose(self, logits: torch.Tensor | None) -> list[int]:
         """The next token of each row, on every pipeline stage."""

@@ -66,5 +66,7 @@ class Rows:
         self.cache.advance(counts)
         if hidden is None:
             return None
-        last = torch.tensor([max(count - 1, 0) * len(counts) + row for row, count in enumerate(counts)], device=hidden.device)
-        return self.runner.model.llm.logits(hidden, last, gathered=True)
+        last = [max(count - 1, 0) * len(counts) + row for row, count in enumerate(counts)]
+        chosen = torch.tensor(last, device=hidden.device)
+        logits: torch.Tensor = self.runner.model.llm.logits(hidden, chosen, gathered=True)
+        return logits

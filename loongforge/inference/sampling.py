@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-
-from loongforge.config.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,21 +24,9 @@ class Sampling:
     seed: int = 0
     """Of the draws."""
 
-    def check(self) -> Sampling:
-        """Itself.
 
-        Raises:
-            UserError: a value out of its range.
-        """
-        for flag, value, right, allowed in (
-            ("--temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 (most likely token) or more"),
-            ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, up to 1"),
-            ("--top-k", self.top_k, self.top_k >= 0, "0 (all) or more"),
-            ("--seed", self.seed, 0 <= self.seed < 2**64, "0 or more"),
-        ):
-            if not right:
-                raise UserError(f"{flag} {value}: allowed: {allowed}")
-        return self
+GREEDY = Sampling()
+"""The most likely token."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +45,7 @@ def uniform(seed: int, place: Place) -> float:
     return float(np.random.Generator(bits).random())
 
 
-def next_tokens(llm: torch.nn.Module, logits: torch.Tensor, sampling: Sampling, places: Sequence[Place]) -> torch.Tensor:
+def next_tokens(llm: Any, logits: torch.Tensor, sampling: Sampling, places: Sequence[Place]) -> torch.Tensor:
     """The next token of each row, the same on every tensor-parallel rank.
 
     Args:
@@ -71,8 +58,8 @@ def next_tokens(llm: torch.nn.Module, logits: torch.Tensor, sampling: Sampling, 
         int64 `[B]`.
     """
     if sampling.temperature == 0:
-        return llm.best_tokens(logits)  # type: ignore[operator]
-    probabilities = kept(whole_vocabulary(logits, llm.tp_group), sampling)  # type: ignore[arg-type]
+        return llm.best_tokens(logits)
+    probabilities = kept(whole_vocabulary(logits, llm.tp_group), sampling)
     draws = [uniform(sampling.seed, place) for place in places]
     return drawn(probabilities, torch.tensor(draws, dtype=torch.float64, device=logits.device))
 
@@ -94,7 +81,7 @@ def kept(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         scores = scores.masked_fill(scores < lowest, -torch.inf)
     probabilities = scores.softmax(-1)
     if sampling.top_p < 1:
-        ordered, order = probabilities.sort(-1, descending=True, stable=True)
+        ordered, order = probabilities.sort(stable=True, dim=-1, descending=True)
         before = ordered.cumsum(-1) - ordered
         ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
         probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered)

@@ -82,6 +82,12 @@ class KVCache:
         if self._images is not None:
             self._images = self._images[torch.tensor(rows, device=self._images.device)]
 
+    def catch_up(self, length: int) -> None:
+        """Notes the length of the only row on a rank that has none of its layers."""
+        if self._layers:
+            assert self.lengths == [length]
+        self.lengths = [length]
+
     def cut(self, length: int) -> None:
         """Forgets what the only row has from a length on, which is behind its last image."""
         assert len(self.lengths) == 1 and length <= self.lengths[0]
@@ -99,9 +105,7 @@ class CachedStep:
         is_image: bool `[B, T]`; None: attention does not treat images apart.
     """
 
-    def __init__(
-        self, cache: KVCache, tokens: int, device: torch.device, is_image: torch.Tensor | None = None
-    ) -> None:
+    def __init__(self, cache: KVCache, tokens: int, device: torch.device, is_image: torch.Tensor | None = None) -> None:
         self.cache, self.tokens, self.device = cache, tokens, device
         self.from_scratch = cache.is_empty
         """The rows begin with this step: attention is that of whole rows."""
@@ -180,8 +184,12 @@ class CachedStep:
 
     @cached_property
     def by_kind(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For attention that treats images apart, bool: text and images that each new token sees `[B, 1, T, L]`; whether
-        it sees no image, and whether it is one, `[T, B, 1, 1]`."""
+        """For attention that treats images apart.
+
+        Returns:
+            bool: text and images that each new token sees `[B, 1, T, L]`; whether it sees no image, and whether it is
+            one, `[T, B, 1, 1]`.
+        """
         assert self.images is not None
         kinds = self.images[:, None, None]
         mask = self.mask()
