@@ -104,7 +104,7 @@ def test_a_conversation_goes_on_from_what_is_cached(name: str, groups: Any, monk
     ids, images = list(some[1].ids), some[1].images
     for turn, prompt in enumerate([None, some[2], some[4], some[3]]):
         if prompt is not None:
-            ids, images = ids + [7, 8] + prompt.ids, np.concatenate([images, prompt.images])
+            ids, images = [*ids, 7, 8, *prompt.ids], np.concatenate([images, prompt.images])
         if turn == 3:
             ids[len(some[1].ids)] = 99
         lengths.clear()

@@ -136,6 +136,16 @@ class LlamaConfig(LLMConfig):
         attention = 2 * query * (seq_len + 1) / 2
         return 2.0 * (self.num_layers * (layer + attention) + self.vocab_size * self.hidden_size)
 
+    def flops_with_images(self, seq_len: float, image_share: float) -> float:
+        """Likewise; where attention treats images apart, image tokens attend to nothing."""
+        found = self.flops(seq_len)  # type: ignore[arg-type]
+        if self.attention != "mmca":
+            return found
+        text, images = seq_len * (1 - image_share), seq_len * image_share
+        pairs = (text * (text + 1) / 2 + text * images) / max(seq_len, 1)
+        query = self.num_heads * self.head_size
+        return found - 4.0 * self.num_layers * query * ((seq_len + 1) / 2 - pairs)
+
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard."""
         from loongforge.components.llm.llama.module import LlamaModel
