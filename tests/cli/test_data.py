@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,28 @@ def test_preview_of_packs(recipe: list[str], capsys: Capture) -> None:
         assert int(used) == sum(int(document.split()[1]) for document in inside) <= int(budget) == 256
     assert main(["data", "preview", *recipe, "--packs"]) == 2
     assert "packing.enabled=true" in capsys.readouterr().err
+
+
+def test_plan_says_what_balance_gains(recipe: list[str], tmp_path: Path, capsys: Capture) -> None:
+    """By an index that fits; else the command that finds out. Both say the same."""
+    argv = [*recipe, "launcher.nproc=4", f"data.index_dir={tmp_path / 'index'}"]
+    gpu = ["--device", "h100"]  # there is nothing to measure
+    assert main(["plan", *argv, *gpu, "--json"]) == 0
+    command = json.loads(capsys.readouterr().out)["balance"]["command"]
+    assert shlex.split(command)[:2] == ["loongforge", "plan"]
+    assert main([*shlex.split(command)[1:], "--json"]) == 0
+    modes = json.loads(capsys.readouterr().out)["modes"]
+    assert main(["data", "index", *argv, "--workers", "2"]) == 0
+    capsys.readouterr()
+    assert main(["plan", *argv, *gpu, "--json"]) == 0
+    speed = json.loads(capsys.readouterr().out)["balance"]["speed"]
+    assert speed == pytest.approx({mode: 1 / one["step"] for mode, one in modes.items()})
+    assert main(["plan", *argv, *gpu]) == 0
+    assert f"full {speed['full']:.2f} times" in capsys.readouterr().out
+    assert main(["plan", *argv, *gpu, "data.max_length=96", "--json"]) == 0
+    assert "command" in json.loads(capsys.readouterr().out)["balance"]
+    assert main(["plan", *argv, *gpu, "launcher.nproc=1", "--json"]) == 0
+    assert "balance" not in json.loads(capsys.readouterr().out)
 
 
 def test_plan_of_balance(recipe: list[str], capsys: Capture) -> None:
