@@ -33,7 +33,7 @@ from loongforge.data.sources.shard_writer import write_shards
 from loongforge.data.tokenizer import load_tokenizer
 from loongforge.planning.packing import data_part, packing_rules
 
-SAMPLES, BATCH = 4000, 16
+BATCH = 16
 OVERRIDES = [
     *("+recipe=llava_sft", "data=custom", f"trainer.global_batch_size={BATCH}", "trainer.micro_batch_size=16"),
     *("model.vision.num_layers=6", "model.vision.hidden_size=192", "model.vision.num_heads=6"),
@@ -45,14 +45,14 @@ OVERRIDES = [
 ]
 
 
-def write_data(folder: Path, pixels: int, kind: str) -> list[str]:
-    """Shards of the length mix; returns the overrides that name them."""
+def write_data(folder: Path, number: int, pixels: int, kind: str) -> list[str]:
+    """Shards of so many samples of the length mix; returns the overrides that name them."""
     tokenizer = build("digits_vqa", folder / "digits_vqa") / "tokenizer"
     words, draw = load_tokenizer(str(tokenizer)), np.random.default_rng(0)
     unit = len(words.encode(" digit", add_special_tokens=False))
 
     def samples() -> Any:
-        for number in range(SAMPLES):
+        for key in range(number):
             length = min(192, max(16, int(draw.lognormal(np.log(64), 0.7)))) - 12  # the template's own tokens
             halves = [" digit" * max(1, length // 2 // unit)] * 2
             messages = [
@@ -62,8 +62,8 @@ def write_data(folder: Path, pixels: int, kind: str) -> list[str]:
             coarse = draw.integers(0, 256, (14, 14, 3), np.uint8)
             buffer = io.BytesIO()
             Image.fromarray(coarse).resize((pixels, pixels), Image.Resampling.BICUBIC).save(buffer, kind)
-            record = json.dumps({"id": str(number), "messages": messages}).encode()
-            yield f"{number:06}", {"json": record, "0.jpg" if kind == "JPEG" else "0.png": buffer.getvalue()}
+            record = json.dumps({"id": str(key), "messages": messages}).encode()
+            yield f"{key:06}", {"json": record, "0.jpg" if kind == "JPEG" else "0.png": buffer.getvalue()}
 
     write_shards(folder, "train", samples(), 1000)
     return [f"data.train={folder}", f"data.eval={folder}/train-00000.tar", f"data.tokenizer={tokenizer}"]
@@ -114,13 +114,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # spinning threads stop a busy machine
-    found = []
+    found, longer = [], 5 * args.steps  # steps of the loader alone
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        overrides = [*OVERRIDES, *write_data(folder, args.pixels, args.kind)]
+        overrides = [*OVERRIDES, *write_data(folder, BATCH * (1 + longer), args.pixels, args.kind)]
         for _ in range(args.rounds):
             step, wait = measure(overrides, folder, args.steps, args.threads)
-            alone = load(overrides, min(SAMPLES // BATCH - 1, 5 * args.steps))
+            alone = load(overrides, longer)
             found.append({"step_s": step, "wait_share": wait / step, "loader_s": alone, "ratio": step / alone})
     result = {key: statistics.median(one[key] for one in found) for key in found[0]}
     if args.json:
