@@ -246,6 +246,8 @@ class TrainerConfig:
     """Answers generated and logged with each evaluation."""
     max_new_tokens: int = 32
     """Longest generated answer."""
+    export_hf_every: int = 0
+    """After every so many steps, and at the end, write a Hugging Face folder to `exports/` of the run; 0: never."""
     max_skipped: int = 20
     """Stop after so many steps skipped in a row for a non-finite loss or gradient."""
     encode_window: int | None = None

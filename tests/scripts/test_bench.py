@@ -41,6 +41,12 @@ def test_layouts() -> None:
     assert large["full heterogeneous"] < large["heterogeneous"] < large["uniform"]
 
 
+def test_import_memory() -> None:
+    (result,) = _run("import_memory", "--gb", "0.4", "--ranks", "2", "--axes", "tp").values()
+    assert result["shard"] * 2 >= result["size"]
+    assert result["shard"] < result["peak"] - result["before"] < result["allowed"]
+
+
 def test_balance() -> None:
     options = ["--steps", "1", "--rounds", "1"]
     result = _run("balance", *options)
