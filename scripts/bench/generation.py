@@ -57,7 +57,11 @@ def recompute(runner: Runner, prompts: list[Prompt], new_tokens: int) -> list[li
         batch = Rows(runner, len(rows), 0, 0).batch(rows, images)
         image_rows = image_rows or runner.encode({0: [batch]})
         last = torch.tensor([(len(row) - 1) * len(rows) + i for i, row in enumerate(rows)], device=runner.device)
-        best = runner.forward([batch], image_rows, lambda hidden, _, at=last: llm.best_tokens(llm.logits(hidden, at)))
+
+        def pick(hidden: torch.Tensor, _: Any, last: torch.Tensor = last) -> torch.Tensor:
+            return llm.best_tokens(llm.logits(hidden, last, gathered=True))
+
+        best = runner.forward([batch], image_rows, pick)
         for row, token in zip(rows, best[0].tolist(), strict=True):
             row.append(token)
     return [row[len(prompt.ids) :] for row, prompt in zip(rows, prompts, strict=True)]

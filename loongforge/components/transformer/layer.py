@@ -58,7 +58,7 @@ class Block(TransformerBlock):
         places = {"rotary_pos_emb": rotary_pos_emb, "packed_seq_params": packed_seq_params}
         if torch.is_grad_enabled():
             return super().forward(hidden_states, attention_mask, *args, **places, **options)
-        hidden = hidden_states if self.pre_process else self.input_tensor
+        hidden: Any = hidden_states if self.pre_process else self.input_tensor
         for layer in self.layers:
             hidden, _ = layer.forward(hidden, **places)
         return hidden if self.final_layernorm is None else self.final_layernorm(hidden)
