@@ -32,6 +32,13 @@ def test_engine_cost(model: str) -> None:
     assert result["plain_tokens_per_s"] > 0
 
 
+def test_generation() -> None:
+    """It ends with an error where the two ways write different tokens."""
+    result = _run("generation", "--new-tokens", "24", "--batch", "2", "--rounds", "1")
+    assert result["cached_ms_per_token"] > 0
+    assert result["recomputed_ms_per_token"] > 0
+
+
 def test_layouts() -> None:
     options = ["--steps", "1", "--rounds", "1"]
     result = _run("layouts", *options)
