@@ -72,6 +72,12 @@ class HFFolder:
         """`config.json`, with transformers' defaults where it knows the model type."""
         return normalised(read_json(self.path / "config.json"), self.path / "config.json")
 
+    @property
+    def main_file(self) -> Path:
+        """The file that says which tensors there are."""
+        index = self.path / INDEX
+        return index if index.is_file() else self.path / SINGLE
+
     def _files(self) -> Mapping[Path, list[str] | None]:
         """The files and what they hold; None: all that is in it."""
         index = self.path / INDEX
