@@ -49,10 +49,12 @@ def recipe_layout(config: Config) -> Layout | None:
         return None
 
 
-def batch_shape(config: Config, layout: Layout) -> BatchShape:
-    """Of the recipe's padded batches."""
+def batch_shape(config: Config, layout: Layout) -> BatchShape | None:
+    """Of the recipe's padded batches; None where its samples can only be packed."""
     from loongforge.model.checks import micro_batch_size
 
+    if config.trainer.global_batch_size % (micro_batch_size(config, layout) * layout.dp):
+        return None
     return BatchShape(
         global_batch_size=config.trainer.global_batch_size,
         micro_batch_size=micro_batch_size(config, layout),

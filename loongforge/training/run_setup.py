@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import torch.distributed as dist
 
 from loongforge import __version__
 from loongforge.checkpoint import rng
+from loongforge.checkpoint.families.registry import family_for
+from loongforge.checkpoint.hf_origin import FOLDER
 from loongforge.checkpoint.lifecycle import Checkpoint, CheckpointStore, resolve
+from loongforge.checkpoint.sharded import write_state
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.saved import save_config
@@ -20,11 +24,13 @@ from loongforge.data import builtin
 from loongforge.data.batch import Batch
 from loongforge.data.loader import TrainLoader
 from loongforge.data.processing import build_processor
+from loongforge.inference.export import export_checkpoint
 from loongforge.kernels.backend import Backend
 from loongforge.model.assembly import build_model
 from loongforge.model.checks import check_model, micro_batch_size
 from loongforge.model.execution import Runner
 from loongforge.model.flops import image_tokens
+from loongforge.model.weights import model_state
 from loongforge.parallel.groups import make_groups
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import World
@@ -66,11 +72,14 @@ class Setup:
         self.config, self.tree, self.world, self.backend = config, tree, world, backend
         self.notes: list[str] = []
         """What the user should know before the first step."""
+        self.origin = run_dir / FOLDER
         self.store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
         self.progress = Progress()
         layout = Layout.from_model(config.model, world.size)
         check_model(config, layout)
         check_init_from(config)
+        if config.trainer.export_hf_every:
+            family_for(config.model)
         resumed = self._find_checkpoint(run_dir)
         if resumed is not None:
             check_same_form(config, resumed.path)
@@ -81,7 +90,10 @@ class Setup:
         image_token = self.processor.image_token_id if config.model.vision is not None else None
         self.model = build_model(config, self.groups, image_token=image_token)
         if resumed is None:
-            self.notes += load_initial_weights(config, self.model, self.groups)
+            started = load_initial_weights(config, self.model, self.groups)
+            self.notes += started.notes
+            if world.rank == 0:
+                started.keep_origin(self.origin)
         self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window)
         self.optimizers = Optimizers(config, self.model, self.groups)
         patches = vision.num_patches if isinstance(vision := config.model.vision, VisionConfig) else 1
@@ -128,6 +140,8 @@ class Setup:
     def _resume(self, checkpoint: Checkpoint) -> None:
         load_training(checkpoint.path, self.model, self.optimizers, self.groups)
         self.progress = Progress(**checkpoint.meta["progress"])
+        if self.world.rank == 0 and (checkpoint.path / FOLDER).is_dir():
+            shutil.copytree(checkpoint.path / FOLDER, self.origin, dirs_exist_ok=True)
         self.refiner.restore(checkpoint.meta.get("balance"))
         self.notes.append(f"going on after step {checkpoint.step} from {checkpoint.path}")
         if checkpoint.meta["layout"] == self._layout():
@@ -150,6 +164,23 @@ class Setup:
         }
         return self.store.save(step, self._write, meta, is_writer=self.world.rank == 0, barrier=self._barrier)
 
+    def export(self, step: int) -> Path:
+        """Writes the weights after `step` steps as a Hugging Face folder. Collective over the world."""
+        folder = self.origin.parent / "exports" / f"step_{step:08d}"
+        aside = folder.with_name(f".{folder.name}.weights")
+        if self.world.rank == 0:
+            for old in (folder, aside):
+                shutil.rmtree(old, ignore_errors=True)
+            aside.mkdir(parents=True)
+        self._barrier()
+        write_state({"model": model_state(self.model, self.groups)}, aside)
+        if self.world.rank == 0:
+            self._write_files(aside)
+            export_checkpoint(self.config, aside, folder)
+            shutil.rmtree(aside)
+        self._barrier()
+        return folder
+
     def _barrier(self) -> None:
         if self.world.size > 1:
             dist.barrier()
@@ -159,8 +190,14 @@ class Setup:
         save_training(path, self.model, self.optimizers, self.groups)
         (path / f"rng_{self.world.rank}.json").write_text(json.dumps(rng.capture()))
         if self.world.rank == 0:
-            save_config(self.tree, path / "config.yaml")
-            self.processor.tokenizer.save_pretrained(path / "tokenizer")
+            self._write_files(path)
+
+    def _write_files(self, path: Path) -> None:
+        """What a checkpoint holds besides state."""
+        save_config(self.tree, path / "config.yaml")
+        self.processor.tokenizer.save_pretrained(path / "tokenizer")
+        if self.origin.is_dir():
+            shutil.copytree(self.origin, path / FOLDER)
 
     def close(self) -> None:
         """Ends the background reading."""

@@ -226,3 +226,26 @@ def test_plan_of_balance(recipe: list[str], capsys: Capture) -> None:
     assert modes["llm"]["balance_llm"] <= modes["none"]["balance_llm"]
     assert main(argv) == 0
     assert "balance.mode" in capsys.readouterr().out
+
+
+def test_pack(recipe: list[str], tmp_path: Path, capsys: Capture) -> None:
+    """Says how full the rows are; does nothing the second time; never writes over anything else."""
+    out = tmp_path / "packed"
+    arguments = ["data", "pack", *recipe, "--samples", "100", "--tokens", "256", "--out", str(out), "--workers", "1"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    for words in ("100 samples in 8 rows of at most 256 tokens", "% full", "padded micro-batches", f"data.train={out}"):
+        assert words in printed
+    written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["samples"] == 100 and report["rows"] == 8 and report["left_out"] == 0
+    assert 0.9 < report["fill"] <= 1 and 0 < report["padding_before"] < 0.5
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
+    for change, words in (
+        (["--tokens", "128"], "packs made with another budget"),
+        (["--tokens", "1"], "--tokens 1 must be at least 2"),
+        (["--out", str(tmp_path)], "holds no packs"),
+    ):
+        assert main([*arguments, *change]) == 2
+        assert words in capsys.readouterr().err

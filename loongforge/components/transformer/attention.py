@@ -10,9 +10,11 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from loongforge.components.transformer import multimodal
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.kernels import ops
 
@@ -22,7 +24,8 @@ class TorchAttention(MegatronModule):
 
     Causal or full; rows are right-padded, so a causal row's tokens never see its padding and no mask is made. Documents
     of a packed row are attended to one by one. Under context parallelism every rank gathers all keys and values (as
-    Llama 3 was trained, arXiv 2407.21783 section 3.3.2) and attends from its own positions.
+    Llama 3 was trained, arXiv 2407.21783 section 3.3.2) and attends from its own positions. Where rows are being
+    continued, keys and values are kept in the view's cache.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class TorchAttention(MegatronModule):
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.dropout = config.attention_dropout
         self.causal = attn_mask_type == AttnMaskType.causal
+        self.layer_number = layer_number
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView | None
@@ -56,9 +60,18 @@ class TorchAttention(MegatronModule):
         Returns:
             `[S, B, heads * head_dim]`.
         """
-        if view is not None and self.cp_group.size() > 1:
-            output = self._across_ranks(query, key, value, view)
-        elif view is not None and view.cu_seqlens is not None:
+        if view is None:
+            return self._attend(query, key, value, causal=self.causal).flatten(2)
+        if self.cp_group.size() > 1 and not view.continues:
+            key, value = gather_chunks(torch.stack([key, value], 1), self.cp_group).unbind(1)
+        kept = view.step.append(self.layer_number, key, value) if view.step is not None else None
+        if kept is not None and view.continues:
+            output = self._continue(query, key, value, *kept, view)
+        elif view.is_image is not None:
+            output = multimodal.attend(self._attend, query, key, value, view)
+        elif self.cp_group.size() > 1:
+            output = self._from_chunks(query, key, value, view)
+        elif view.cu_seqlens is not None:
             sizes = view.cu_seqlens.diff().tolist()
             documents = zip(*(x.split(sizes) for x in (query, key, value)), strict=True)
             output = torch.cat([self._attend(*document, causal=self.causal) for document in documents])
@@ -76,6 +89,8 @@ class TorchAttention(MegatronModule):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, heads, S, head_dim]
+        if one := query.shape[2] == 1:  # heads that share keys are like queries that share them: nothing is repeated
+            query = query.flatten(1, 2).unflatten(1, (key.shape[1], -1))
         output = F.scaled_dot_product_attention(
             query,
             key,
@@ -86,20 +101,35 @@ class TorchAttention(MegatronModule):
             scale=self.scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
+        if one:
+            output = output.flatten(1, 2).unsqueeze(2)
         return output.permute(2, 0, 1, 3)
 
-    def _across_ranks(
+    def _from_chunks(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView
     ) -> torch.Tensor:
-        """Attends from this rank's two chunks, each to the keys up to its end."""
-        both = gather_chunks(torch.stack([key, value], 1), self.cp_group)  # [S, 2, B, kv_heads, head_dim]
+        """Attends from this rank's two chunks, each to the keys (of whole rows) up to its end."""
         size = len(view.positions) // 2
         outputs = []
         for part in (slice(0, size), slice(size, 2 * size)):
             end = int(view.positions[part][-1]) + 1
-            key, value = both[:end].unbind(1)
-            outputs.append(self._attend(query[part], key, value, mask=view.mask(part)[:, :end]))
+            outputs.append(self._attend(query[part], key[:end], value[:end], mask=view.mask(part)[:, :end]))
         return torch.cat(outputs)
+
+    def _continue(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        view: SequenceView,
+    ) -> torch.Tensor:
+        """Attends from new tokens `[T, B, ...]` to all that the cache has `[L, B, ...]`."""
+        assert view.step is not None
+        if view.step.has_images:
+            return multimodal.attend_cached(self._attend, query, value, keys, values, view.step)
+        return self._attend(query, keys, values, mask=view.step.mask())
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """It has no state."""
@@ -142,11 +172,15 @@ class TorchSelfAttention(SelfAttention):
         mixed, _ = self.linear_qkv(hidden_states)
         groups, head = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
         per_group = self.num_attention_heads_per_partition // groups
-        heads = mixed.unflatten(-1, (groups, per_group + 2, head))  # [S, B, groups, q.. k v, head]
-        query, key, value = heads.split([per_group, 1, 1], 3)
-        query, key = self.q_layernorm(query), self.k_layernorm(key)
-        if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.to(query.dtype).unbind()
-            query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
-        attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
+        heads = mixed.view(*mixed.shape[:2], groups, per_group + 2, head)  # q.. k v of each group
+        if rotary_pos_emb is not None and not torch.is_grad_enabled() and isinstance(self.q_layernorm, IdentityOp):
+            # one call for both: what a single token costs is calls
+            both = ops.rotary(heads[..., :-1, :], *rotary_pos_emb.to(heads.dtype).unbind())
+            query, key = both[..., :-1, :], both[..., -1, :]
+        else:
+            query, key = self.q_layernorm(heads[..., :-2, :]), self.k_layernorm(heads[..., -2, :])
+            if rotary_pos_emb is not None:
+                cos, sin = rotary_pos_emb.to(query.dtype).unbind()
+                query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos.squeeze(-2), sin.squeeze(-2))
+        attended = self.core_attention(query.flatten(2, 3), key, heads[..., -1, :], packed_seq_params)
         return self.linear_proj(attended)
