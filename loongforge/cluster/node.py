@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from loongforge.config.schema import ClusterConfig
 
+
 @dataclass(frozen=True)
 class Job:
     """A run on a cluster."""

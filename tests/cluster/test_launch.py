@@ -138,7 +138,8 @@ def _dry(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize("kind", ["pytorchjob", "jobset"])
 def test_manifests_are_whole(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     image = "cluster.kubernetes.image=registry.example/loongforge:1"
-    manifest = yaml.safe_load(_dry(capsys, f"cluster={kind}", "cluster.nodes=3", image, "cluster.kubernetes.claim=data"))
+    claim = "cluster.kubernetes.claim=data"
+    manifest = yaml.safe_load(_dry(capsys, f"cluster={kind}", "cluster.nodes=3", image, claim))
     pods, numbers = _pods(manifest)
     assert sum(numbers) == 3
     for pod in pods:
