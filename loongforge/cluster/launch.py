@@ -96,6 +96,4 @@ def start(launch: Launch) -> int:
     try:
         return subprocess.run(launch.command, input=launch.text.encode(), check=False).returncode
     except FileNotFoundError as error:
-        raise UserError(
-            f"'{launch.command[0]}' is not on this machine; --dry-run prints what it would get"
-        ) from error
+        raise UserError(f"'{launch.command[0]}' is not on this machine; --dry-run prints what it would get") from error

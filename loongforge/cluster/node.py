@@ -46,7 +46,7 @@ def torchrun(job: Job, endpoint: str, verb: str, *, port: int, restarts: int) ->
         f"--max-restarts={restarts}",
     ]
     words = " ".join(map(shlex.quote, job.overrides))
-    return f'{cluster.python} -m torch.distributed.run {" ".join(options)} \\\n  -m loongforge {verb} {words}'
+    return f"{cluster.python} -m torch.distributed.run {' '.join(options)} \\\n  -m loongforge {verb} {words}"
 
 
 def node_script(job: Job, endpoint: str) -> str:

@@ -86,7 +86,9 @@ def test_a_lost_node_comes_back_and_the_run_goes_on(data_dir: Path, one_process:
     run_dir = tmp_path / "run"
     with _two_ports() as port:
         words = _words("torchrun", port, data_dir, run_dir, "cluster.endpoint=localhost", "checkpoint.every=2")
-        words += ["cluster.preflight=false",]
+        words += [
+            "cluster.preflight=false",
+        ]
         nodes = [_node(words, tmp_path / "node0.log")]
         _until(lambda: _listens(port), 30)  # it holds the rendezvous: a cluster that loses it starts anew
         nodes.append(_node(words, tmp_path / "node1.log"))
