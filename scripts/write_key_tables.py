@@ -29,6 +29,7 @@ _SECTIONS = {
     "trainer": schema.TrainerConfig,
     "checkpoint": schema.CheckpointConfig,
     "logging": schema.LoggingConfig,
+    "kernels": schema.KernelsConfig,
     "launcher": schema.LauncherConfig,
     "run": schema.RunConfig,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.module import MegatronModule
@@ -11,7 +13,9 @@ from loongforge.components.llm.base import LLMConfig
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.sharding import draw_parameters, mark_tensor_parallel
 from loongforge.components.vision.base import VisionConfig
-from loongforge.config.schema import ComponentConfig, Config
+from loongforge.config.schema import ComponentConfig, Config, KernelsConfig
+from loongforge.kernels.backend import Backend, current
+from loongforge.kernels.registry import Selection, bind, choose
 from loongforge.model.vlm import ImageSpec, VisionLanguageModel
 from loongforge.parallel.groups import Groups
 
@@ -69,16 +73,26 @@ def _give_group(module: torch.nn.Module, group: dist.ProcessGroup) -> None:
             part.tp_group = group
 
 
+def bind_kernels(wanted: KernelsConfig, backend: Backend) -> Selection:
+    """Chooses what every op calls on a backend, for the rest of this process.
+
+    Raises:
+        UserError: a recipe's choice cannot be used here.
+    """
+    return bind(choose(backend, asdict(wanted)))
+
+
 def build_model(config: Config, groups: Groups, *, image_token: int | None) -> VisionLanguageModel:
-    """The model of this rank.
+    """The model of this rank, on this process's device, with the kernels of the recipe.
 
     Args:
         config: The validated recipe.
         groups: From `parallel.make_groups`.
         image_token: Id of the image placeholder in the tokenizer; None for a text-only model.
     """
+    bind_kernels(config.kernels, current())
     parts = {name: _build_component(config, name, groups) for name in ("vision", "projector", "llm")}
-    return VisionLanguageModel(**parts, images=image_spec(config, image_token))
+    return VisionLanguageModel(**parts, images=image_spec(config, image_token)).to(current().device())
 
 
 def image_spec(config: Config, image_token: int | None) -> ImageSpec | None:

@@ -74,11 +74,23 @@ class Reporter:
         if not self.main:
             return
         self.console.info(f"run {self.run_dir}")
+        self._show_kernels()
         for note in self.setup.notes:
             (self.console.warning if "not used" in note else self.console.info)(note)
         self.console.model(self._model_rows())
         if step < self.config.trainer.steps:
             self._show_sample()
+
+    def _show_kernels(self) -> None:
+        backend, chosen = self.setup.backend, self.setup.kernels
+        self.console.info(f"backend {backend.title}; kernels {chosen.text()}")
+        found = {
+            "backend": backend.name,
+            "title": backend.title,
+            "versions": dict(backend.versions()),
+            "kernels": chosen.describe(),
+        }
+        (self.run_dir / "kernels.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
     def _show_sample(self) -> None:
         loader = self.setup.loader
