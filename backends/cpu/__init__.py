@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import resource
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ _CAPABILITIES = {
     "fp16": Support("yes", "documented: oneDNN, emulated where the processor has none"),
     "fp8": Support("no", "documented: no arithmetic in torch on CPU"),
     "fp64": Support("yes", "documented: torch"),
-    "compile": Support("unknown", "documented: needs a C++ compiler; off"),
     "triton": Support("no", "documented: Triton generates GPU code"),
     "graph": Support("no", "documented: nothing is launched"),
     "event_timing": Support("no", "documented: the host's clock serves"),
@@ -44,6 +44,8 @@ class CpuBackend:
     torch_device_type = "cpu"
     dist_backend = "gloo"
     probe_order = 100
+    shared_device = True
+    hidden_by: Mapping[str, str] = {}
 
     def detect(self) -> Detection:
         """Always there."""
@@ -58,7 +60,10 @@ class CpuBackend:
         return package_versions("torch", "megatron-core")
 
     def capability(self, name: str) -> Support:
-        """See the table above."""
+        """See the table above; code is generated through a C++ compiler."""
+        if name == "compile":
+            tool = shutil.which("c++") or shutil.which("g++")
+            return Support("yes" if tool else "no", f"probed: {tool or 'no c++'} on PATH")
         return _CAPABILITIES[name]
 
     def activate(self) -> None:

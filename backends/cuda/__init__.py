@@ -57,6 +57,8 @@ class CudaBackend(TorchCudaDevices):
     name = "cuda"
     title = "NVIDIA CUDA"
     probe_order = 20
+    shared_device = False
+    hidden_by: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
 
     def detect(self) -> Detection:
         """torch is asked only where a driver shows itself."""

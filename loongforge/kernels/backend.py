@@ -107,6 +107,10 @@ class Backend(Protocol):
     """Collectives for `torch.distributed.init_process_group`; tensors on the host are served as well."""
     probe_order: int
     """`auto` asks backends in this order; vendors that look like another one come before it."""
+    shared_device: bool
+    """Several processes can work together on one device."""
+    hidden_by: Mapping[str, str]
+    """Environment in which a new process sees none of its devices."""
 
     # Finding it: without torch where nothing speaks for it.
     def detect(self) -> Detection:

@@ -78,6 +78,22 @@ CASES: dict[str, list[Case]] = {
         Case((randn(3, 5), randn(2, 5, 3, seed=1), torch.tensor([0, 3]))),
     ],
 }
+_LARGER: dict[str, list[Case]] = {
+    "attention": [_attention(2, 4, 2, width, causal=True) for width in (64, 80, 128)],
+    "attention_varlen": [_documents([65, 1, 30, 160], 4, 1, causal=causal) for causal in (True, False)],
+    "rms_norm": [Case((randn(65, 3, 256), randn(256), 1e-5))],
+    "layer_norm": [Case((randn(65, 3, 256), randn(256), randn(256, seed=1), 1e-5))],
+    "swiglu": [Case((randn(65, 2, 512),))],
+    "linear_cross_entropy": [_cross_entropy(70, 64, 2000)],
+    "grouped_gemm": [Case((randn(64, 32), randn(4, 32, 64, seed=1), torch.tensor([40, 0, 1, 23])))],
+}
+
+
+def cases(op: str) -> list[Case]:
+    """Small and awkward ones, and some of the sizes that special kernels are made for."""
+    return CASES[op] + _LARGER.get(op, [])
+
+
 CONSTANT = {"rotary": (1, 2)}
 """Arguments that take no gradient: angles are positions."""
 
