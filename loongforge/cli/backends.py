@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help=f"exit code {NOT_STRICT_ENOUGH} where the backend has a problem, an unknown capability, an unmeasured kernel",
+        help=f"exit code {NOT_STRICT_ENOUGH} where it has a problem, an unknown capability, an unmeasured kernel",
     )
     parser.add_argument("--json", action="store_true", help="for machines")
     args = parser.parse(argv)

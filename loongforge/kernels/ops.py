@@ -222,10 +222,10 @@ def grouped_gemm(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor
 
 
 def adamw(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    exp_avgs: Sequence[torch.Tensor],
-    exp_avg_sqs: Sequence[torch.Tensor],
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
     step: int,
     *,
     lr: float,
