@@ -107,7 +107,7 @@ def _torch_varlen() -> Callable[..., torch.Tensor]:
         most, ends = _sizes(cu_seqlens, lengths), cu_seqlens.to(torch.int32)
         window = (-1, 0) if causal else (-1, -1)
         grouped = query.shape[1] != key.shape[1]
-        return varlen_attn(
+        return varlen_attn(  # type: ignore[return-value]
             query, key, value, ends, ends, most, most, scale=scale, window_size=window, enable_gqa=grouped
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,7 +44,8 @@ class Batch:
         import torch
 
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lengths"}
-        return replace(self, **{name: x.to(device) for name, x in held.items() if isinstance(x, torch.Tensor)})
+        moved: dict[str, Any] = {name: x.to(device) for name, x in held.items() if isinstance(x, torch.Tensor)}
+        return replace(self, **moved)
 
     @property
     def num_images(self) -> int:
