@@ -44,8 +44,8 @@ def _row(name: str, value: str) -> str:
 
 
 def _kernels(kernels: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield f"  {'op':<22}{'chosen':<20}{'evidence':<11}rejected"
+    yield f"  {'op':<22}{'chosen':<26}{'evidence':<11}rejected"
     for kernel in kernels:
         rejected = "; ".join(f"{other['implementation']}: {other['reason']}" for other in kernel["rejected"]) or "-"
         chosen = kernel["implementation"] + (f" or {kernel['otherwise']}" if kernel["otherwise"] else "")
-        yield f"  {kernel['op']:<22}{chosen:<20}{kernel['evidence']:<11}{rejected}"
+        yield f"  {kernel['op']:<22}{chosen:<26}{kernel['evidence']:<11}{rejected}"

@@ -83,10 +83,14 @@ class Reporter:
 
     def _show_kernels(self) -> None:
         backend, chosen = self.setup.backend, self.setup.kernels
+        emulated = backend.detect().state == "emulated"
+        if emulated:
+            self.console.warning(f"EMULATED {backend.title}: a check of contracts, nothing runs on its hardware")
         self.console.info(f"backend {backend.title}; kernels {chosen.text()}")
         found = {
             "backend": backend.name,
             "title": backend.title,
+            "emulated": emulated,
             "versions": dict(backend.versions()),
             "kernels": chosen.describe(),
         }
