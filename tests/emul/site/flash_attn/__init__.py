@@ -41,7 +41,8 @@ def flash_attn_varlen_func(
     require("attention.longest", (max_seqlen_q, max_seqlen_k) == longest)
     require("attention.no_dropout", dropout_p == 0)
     scale = softmax_scale or q.shape[-1] ** -0.5
-    documents = zip(q.split(cu_seqlens_q.diff().tolist()), *(x.split(cu_seqlens_k.diff().tolist()) for x in (k, v)))
+    of_keys = cu_seqlens_k.diff().tolist()
+    documents = zip(q.split(cu_seqlens_q.diff().tolist()), k.split(of_keys), v.split(of_keys), strict=True)
     parts = [_document(*document, scale, causal) for document in documents]
     out = torch.cat([part for part, _ in parts])
     if not return_attn_probs:
