@@ -20,6 +20,9 @@ def attention(
 ) -> torch.Tensor:
     """See `ops.attention`."""
     query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, heads, S, D]
+    one = query.shape[2] == 1 and (mask is None or mask.dim() < 3 or mask.shape[-3] == 1)
+    if one:  # heads that share keys are like queries that share them: nothing is repeated
+        query = query.flatten(1, 2).unflatten(1, (key.shape[1], -1))
     output = F.scaled_dot_product_attention(
         query,
         key,
@@ -30,6 +33,8 @@ def attention(
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    if one:
+        output = output.flatten(1, 2).unsqueeze(2)
     return output.permute(2, 0, 1, 3)
 
 

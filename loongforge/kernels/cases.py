@@ -55,9 +55,16 @@ def _cross_entropy(tokens: int, hidden: int, vocabulary: int) -> Case:
     return Case((randn(tokens, hidden), randn(vocabulary, hidden, seed=1), targets))
 
 
+def _one_query() -> Case:
+    """A row that is continued by one token: heads that share keys, and a mask of its own for each row."""
+    args = (randn(1, 2, 4, 8), randn(7, 2, 2, 8, seed=1), randn(7, 2, 2, 8, seed=2))
+    mask = torch.arange(7) <= torch.tensor([4, 6])[:, None, None, None]
+    return Case(args, {"causal": False, "scale": 0.4, "mask": mask})
+
+
 ANGLES = randn(5, 1, 1, 1, 4, seed=9)
 CASES: dict[str, list[Case]] = {
-    "attention": [_attention(2, 4, 2, 8, causal=True), _attention(1, 3, 3, 5, causal=False), _masked()],
+    "attention": [_attention(2, 4, 2, 8, causal=True), _attention(1, 3, 3, 5, causal=False), _masked(), _one_query()],
     "attention_varlen": [
         _documents([3, 1, 6], 4, 2, causal=True),
         _documents([4, 0, 2], 2, 2, causal=False),

@@ -30,12 +30,15 @@ def attention(group: Any) -> TorchAttention:
     return TorchAttention(config, 1, AttnMaskType.causal, "self", pg_collection=collection)
 
 
-def attend(tensors: list[torch.Tensor], borders: list[int] | None) -> tuple[torch.Tensor, list[Any]]:
+def attend(
+    tensors: list[torch.Tensor], borders: list[int] | None, is_image: torch.Tensor | None = None
+) -> tuple[torch.Tensor, list[Any]]:
     """One rank's part of an attention over the world.
 
     Args:
         tensors: Whole query, key, value `[S, B, heads, head_dim]`, and the gradient of the output `[S, B, width]`.
         borders: Of a packed row's documents.
+        is_image: bool `[B, S]`: attention treats images apart.
 
     Returns:
         Output and gradients of query, key and value at this rank's positions.
@@ -47,9 +50,10 @@ def attend(tensors: list[torch.Tensor], borders: list[int] | None) -> tuple[torc
         *inputs, gradient = (tensor[positions] for tensor in tensors)
         for part in inputs:
             part.requires_grad_()
-        output = attention(dist.group.WORLD)(*inputs, SequenceView(positions, length, cu_seqlens))
+        view = SequenceView(positions, length, cu_seqlens, is_image=is_image)
+        output = attention(dist.group.WORLD)(*inputs, view)
         output.backward(gradient)
-        return output.detach(), [part.grad for part in inputs]
+        return output.detach(), [torch.zeros_like(part) if part.grad is None else part.grad for part in inputs]
 
 
 def gather(whole: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, Any]:

@@ -12,6 +12,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from loongforge.components.transformer import multimodal
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.kernels import ops
 
@@ -21,7 +22,8 @@ class TorchAttention(MegatronModule):
 
     Causal or full; rows are right-padded, so a causal row's tokens never see its padding and no mask is made. Documents
     of a packed row are attended to one by one. Under context parallelism every rank gathers all keys and values (as
-    Llama 3 was trained, arXiv 2407.21783 section 3.3.2) and attends from its own positions.
+    Llama 3 was trained, arXiv 2407.21783 section 3.3.2) and attends from its own positions. Where rows are being
+    continued, keys and values are kept in the view's cache.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TorchAttention(MegatronModule):
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.dropout = config.attention_dropout
         self.causal = attn_mask_type == AttnMaskType.causal
+        self.layer_number = layer_number
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView | None
@@ -55,9 +58,18 @@ class TorchAttention(MegatronModule):
         Returns:
             `[S, B, heads * head_dim]`.
         """
-        if view is not None and self.cp_group.size() > 1:
-            output = self._across_ranks(query, key, value, view)
-        elif view is not None and view.cu_seqlens is not None:
+        if view is None:
+            return self._attend(query, key, value, causal=self.causal).flatten(2)
+        if self.cp_group.size() > 1 and not view.continues:
+            key, value = gather_chunks(torch.stack([key, value], 1), self.cp_group).unbind(1)
+        kept = view.step.append(self.layer_number, key, value) if view.step is not None else None
+        if kept is not None and view.continues:
+            output = self._continue(query, key, value, *kept, view)
+        elif view.is_image is not None:
+            output = multimodal.attend(self._attend, query, key, value, view)
+        elif self.cp_group.size() > 1:
+            output = self._from_chunks(query, key, value, view)
+        elif view.cu_seqlens is not None:
             output = self._attend_documents(query, key, value, view)
         else:
             output = self._attend(query, key, value, causal=self.causal)
@@ -92,18 +104,31 @@ class TorchAttention(MegatronModule):
         )
         return output[:, None]
 
-    def _across_ranks(
+    def _from_chunks(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView
     ) -> torch.Tensor:
-        """Attends from this rank's two chunks, each to the keys up to its end."""
-        both = gather_chunks(torch.stack([key, value], 1), self.cp_group)  # [S, 2, B, kv_heads, head_dim]
+        """Attends from this rank's two chunks, each to the keys (of whole rows) up to its end."""
         size = len(view.positions) // 2
         outputs = []
         for part in (slice(0, size), slice(size, 2 * size)):
             end = int(view.positions[part][-1]) + 1
-            key, value = both[:end].unbind(1)
-            outputs.append(self._attend(query[part], key, value, mask=view.mask(part)[:, :end]))
+            outputs.append(self._attend(query[part], key[:end], value[:end], mask=view.mask(part)[:, :end]))
         return torch.cat(outputs)
+
+    def _continue(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        view: SequenceView,
+    ) -> torch.Tensor:
+        """Attends from new tokens `[T, B, ...]` to all that the cache has `[L, B, ...]`."""
+        assert view.step is not None
+        if view.step.has_images:
+            return multimodal.attend_cached(self._attend, query, value, keys, values, view.step)
+        return self._attend(query, keys, values, mask=view.step.mask())
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """It has no state."""

@@ -53,6 +53,9 @@ class LlamaConfig(LLMConfig):
     """Biases on q, k and v (Qwen2)."""
     qk_norm: bool = False
     """RMSNorm on each head's q and k (Qwen3)."""
+    attention: Literal["causal", "mmca"] = "causal"
+    """What a token attends to. `mmca`: multi-modal causal attention (DeepSpeed-VisualChat): text to earlier text and to
+    earlier images with a softmax each, image tokens to themselves alone."""
 
     @property
     def head_size(self) -> int:
@@ -133,6 +136,16 @@ class LlamaConfig(LLMConfig):
         attention = 2 * query * (seq_len + 1) / 2
         return 2.0 * (self.num_layers * (layer + attention) + self.vocab_size * self.hidden_size)
 
+    def flops_with_images(self, seq_len: float, image_share: float) -> float:
+        """Likewise; where attention treats images apart, image tokens attend to nothing."""
+        found = self.flops(seq_len)  # type: ignore[arg-type]
+        if self.attention != "mmca":
+            return found
+        text, images = seq_len * (1 - image_share), seq_len * image_share
+        pairs = (text * (text + 1) / 2 + text * images) / max(seq_len, 1)
+        query = self.num_heads * self.head_size
+        return found - 4.0 * self.num_layers * query * ((seq_len + 1) / 2 - pairs)
+
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard."""
         from loongforge.components.llm.llama.module import LlamaModel
@@ -158,6 +171,6 @@ class LlamaConfig(LLMConfig):
 
         return to_hf(self)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, whole: bool) -> dict[str, Any]:
         """With the width of a head spelled out."""
-        return {**super().settings(), "head_dim": self.head_size}
+        return {**super().settings(whole=whole), "head_dim": self.head_size}
