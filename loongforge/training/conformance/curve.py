@@ -152,5 +152,6 @@ def _resumed(context: Context, saved: str, steps: range, *, reference: bool) -> 
     training.run(range(30, 32))
     training.load(context.folder / saved)
     if context.planted("checkpoint"):
-        next(training.trial.model.parameters()).data.mul_(1.05)
+        for parameter in training.trial.model.parameters():
+            parameter.data.mul_(1.05)
     return training.run(steps)
