@@ -45,11 +45,11 @@ def _breaches(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _device_literals(call: ast.Call) -> Iterator[tuple[int, str]]:
-    """`device="cpu"`, `torch.device("cpu")`, `x.to("cpu")`: a placement that no backend has chosen."""
+    """`device="cpu"`, `torch.device("cpu")`, `x.to("cpu")`: a placement that no backend has chosen ("meta" is none)."""
     named = [keyword.value for keyword in call.keywords if keyword.arg in _DEVICE_MAKERS]
     first = call.args[:1] if _chain(call.func).endswith(("torch.device", ".to")) else []
     for value in [*named, *first]:
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        if isinstance(value, ast.Constant) and isinstance(value.value, str) and value.value != "meta":
             yield value.lineno, f"device {value.value!r}"
 
 
