@@ -115,7 +115,9 @@ def _torch_varlen() -> Callable[..., torch.Tensor]:
 
 
 @functools.lru_cache(maxsize=32)
-def _te_module(heads: int, kv_heads: int, width: int, causal: bool, scale: float) -> Callable[..., torch.Tensor]:
+def _te_module(
+    layout: str, mask: str, heads: int, kv_heads: int, width: int, scale: float
+) -> Callable[..., torch.Tensor]:
     from transformer_engine.pytorch import DotProductAttention
 
     return DotProductAttention(
@@ -123,10 +125,28 @@ def _te_module(heads: int, kv_heads: int, width: int, causal: bool, scale: float
         width,
         num_gqa_groups=kv_heads,
         attention_dropout=0.0,
-        qkv_format="thd",
-        attn_mask_type="padding_causal" if causal else "padding",
+        qkv_format=layout,
+        attn_mask_type=mask,
         softmax_scale=scale,
     )
+
+
+def _te_dense() -> Callable[..., torch.Tensor]:
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        causal: bool,
+        scale: float,
+        mask: torch.Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> torch.Tensor:
+        sizes = (query.shape[2], key.shape[2], query.shape[3])
+        module = _te_module("sbhd", "causal" if causal else "no_mask", *sizes, scale)
+        return module(*(x.contiguous() for x in (query, key, value))).view_as(query)
+
+    return attention
 
 
 def _te_varlen() -> Callable[..., torch.Tensor]:
@@ -142,7 +162,8 @@ def _te_varlen() -> Callable[..., torch.Tensor]:
         dropout: float = 0.0,
     ) -> torch.Tensor:
         most, ends = _sizes(cu_seqlens, lengths), cu_seqlens.to(torch.int32)
-        module = _te_module(query.shape[1], key.shape[1], query.shape[2], causal, scale)
+        sizes = (query.shape[1], key.shape[1], query.shape[2])
+        module = _te_module("thd", "padding_causal" if causal else "padding", *sizes, scale)
         packed = dict(cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=most, max_seqlen_kv=most)
         return module(*(x.contiguous() for x in (query, key, value)), **packed).view_as(query)
 
@@ -216,6 +237,15 @@ def kernels() -> list[Impl]:
             load=_te_varlen,
             priority=20,
             source="Transformer Engine's DotProductAttention, qkv_format=thd",
+            missing=_lacks("transformer_engine"),
+            refuses=_half_without_dropout,
+        ),
+        Impl(
+            op="attention",
+            name="te",
+            load=_te_dense,
+            priority=5,  # below SDPA: where no packing asks for it, only by name
+            source="Transformer Engine's DotProductAttention, qkv_format=sbhd",
             missing=_lacks("transformer_engine"),
             refuses=_half_without_dropout,
         ),

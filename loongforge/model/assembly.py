@@ -35,6 +35,19 @@ def _dtype(config: Config, component: ComponentConfig) -> torch.dtype:
     return DTYPES[component.dtype or config.trainer.precision]
 
 
+def _require_dtypes(config: Config, backend: Backend) -> None:
+    """Refuses what the devices cannot compute in.
+
+    Raises:
+        UserError: naming the component.
+    """
+    for name, component in component_configs(config).items():
+        dtype = component.dtype or config.trainer.precision
+        if dtype != "fp32" and (support := backend.capability(dtype)).value == "no":
+            key = f"model.{name}.dtype" if component.dtype else "trainer.precision"
+            raise UserError(f"{key}={dtype!r}: backend {backend.name} has no {dtype} ({support.source}). Use fp32")
+
+
 def _context(config: Config, name: str, groups: Groups) -> BuildContext | None:
     component = component_configs(config)[name]
     collection = groups.of(name)
@@ -113,6 +126,7 @@ def build_model(config: Config, groups: Groups, *, image_token: int | None) -> V
         groups: From `parallel.make_groups`.
         image_token: Id of the image placeholder in the tokenizer; None for a text-only model.
     """
+    _require_dtypes(config, current())
     bind_kernels(config.kernels, current())
     parts = {name: _build_component(config, name, groups) for name in ("vision", "projector", "llm")}
     return VisionLanguageModel(**parts, images=image_spec(config, image_token)).to(current().device())

@@ -15,6 +15,7 @@ from loongforge.data.batch import BadSample, StepData
 from loongforge.data.fetch import BadSampleError
 from loongforge.data.preview import preview
 from loongforge.data.quarantine import QuarantineLedger
+from loongforge.kernels.verified import measured
 from loongforge.model.assembly import component_configs
 from loongforge.model.flops import forward_flops, image_tokens, num_params
 from loongforge.parallel.session import broadcast_object
@@ -92,7 +93,7 @@ class Reporter:
             "title": backend.title,
             "emulated": emulated,
             "versions": dict(backend.versions()),
-            "kernels": chosen.describe(),
+            "kernels": chosen.describe(measured(backend)),
         }
         (self.run_dir / "kernels.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 

@@ -64,14 +64,16 @@ class DotProductAttention:
         self, num_attention_heads: int, kv_channels: int, num_gqa_groups: Any = None, attention_dropout: float = 0.0,
         qkv_format: str = "sbhd", attn_mask_type: str = "causal", softmax_scale: Any = None,
     ) -> None:  # fmt: skip
+        masks = {"thd": {"padding_causal": True, "padding": False}, "sbhd": {"causal": True, "no_mask": False}}
+        self.causal, self.packed = masks[qkv_format][attn_mask_type], qkv_format == "thd"
         self.heads, self.groups, self.scale = num_attention_heads, num_gqa_groups, softmax_scale
-        self.causal = {"padding_causal": True, "padding": False}[attn_mask_type]
-        assert qkv_format == "thd"
 
-    def __call__(self, q: Any, k: Any, v: Any, *, cu_seqlens_q: Any, cu_seqlens_kv: Any, **most: int) -> Any:
-        assert (q.shape[1], k.shape[1]) == (self.heads, self.groups)
-        lengths = (most["max_seqlen_q"], most["max_seqlen_kv"])
-        return _varlen(q, k, v, cu_seqlens_q, cu_seqlens_kv, *lengths, self.scale, self.causal).flatten(1)
+    def __call__(self, q: Any, k: Any, v: Any, **packed: Any) -> Any:
+        assert (q.shape[-2], k.shape[-2]) == (self.heads, self.groups)
+        if not self.packed:
+            return reference.attention(q, k, v, causal=self.causal, scale=self.scale).flatten(2)
+        names = ("cu_seqlens_q", "cu_seqlens_kv", "max_seqlen_q", "max_seqlen_kv")
+        return _varlen(q, k, v, *(packed[name] for name in names), self.scale, self.causal).flatten(1)
 
 
 class LigerRMSNormFunction:
@@ -139,7 +141,8 @@ def test_the_best_are_taken_where_they_are_installed() -> None:
     chosen = choose(CudaBackend())
     expected = {"attention": "flash_attn", "attention_varlen": "flash_attn", "rms_norm": "liger", "swiglu": "liger"}
     assert {op: chosen.names()[op] for op in expected} == expected
-    assert choose(CudaBackend(), {"attention_varlen": "te"}).names()["attention_varlen"] == "te"
+    te = choose(CudaBackend(), {"attention_varlen": "te", "attention": "te"}).names()
+    assert (te["attention"], te["attention_varlen"]) == ("te", "te")
     fallback = chosen.choices["attention"].fallback
     assert fallback is not None
     assert fallback.name == "torch"  # float32 and masks go to SDPA
