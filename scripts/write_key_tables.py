@@ -32,6 +32,9 @@ _SECTIONS = {
     "logging": schema.LoggingConfig,
     "kernels": schema.KernelsConfig,
     "launcher": schema.LauncherConfig,
+    "cluster": schema.ClusterConfig,
+    "cluster.slurm": schema.SlurmConfig,
+    "cluster.kubernetes": schema.KubernetesConfig,
     "run": schema.RunConfig,
 }
 

@@ -25,6 +25,8 @@ class Reference:
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     """After all steps, by the names of `state_dict`."""
+    saved: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The same as `save_pretrained` names them."""
 
 
 def run_reference(model: Any, case: Case, batches: list[Batch]) -> Reference:

@@ -9,6 +9,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -171,11 +172,15 @@ class TorchSelfAttention(SelfAttention):
         mixed, _ = self.linear_qkv(hidden_states)
         groups, head = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
         per_group = self.num_attention_heads_per_partition // groups
-        heads = mixed.unflatten(-1, (groups, per_group + 2, head))  # [S, B, groups, q.. k v, head]
-        query, key, value = heads.split([per_group, 1, 1], 3)
-        query, key = self.q_layernorm(query), self.k_layernorm(key)
-        if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.to(query.dtype).unbind()
-            query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
-        attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
+        heads = mixed.view(*mixed.shape[:2], groups, per_group + 2, head)  # q.. k v of each group
+        if rotary_pos_emb is not None and not torch.is_grad_enabled() and isinstance(self.q_layernorm, IdentityOp):
+            # one call for both: what a single token costs is calls
+            both = ops.rotary(heads[..., :-1, :], *rotary_pos_emb.to(heads.dtype).unbind())
+            query, key = both[..., :-1, :], both[..., -1, :]
+        else:
+            query, key = self.q_layernorm(heads[..., :-2, :]), self.k_layernorm(heads[..., -2, :])
+            if rotary_pos_emb is not None:
+                cos, sin = rotary_pos_emb.to(query.dtype).unbind()
+                query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos.squeeze(-2), sin.squeeze(-2))
+        attended = self.core_attention(query.flatten(2, 3), key, heads[..., -1, :], packed_seq_params)
         return self.linear_proj(attended)

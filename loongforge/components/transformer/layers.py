@@ -13,10 +13,11 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from loongforge.components.context import BuildContext
 from loongforge.components.transformer.attention import TorchAttention, TorchSelfAttention
+from loongforge.components.transformer.layer import Block, Layer
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear
 from loongforge.components.transformer.mlp import FeedForward
 from loongforge.kernels import ops
@@ -98,7 +99,7 @@ def _layer_spec(context: BuildContext, mask: AttnMaskType, qk_norm: bool) -> Mod
         k_layernorm=head_norm,
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=Layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
             self_attention=ModuleSpec(module=TorchSelfAttention, params={"attn_mask_type": mask}, submodules=attention),
@@ -129,7 +130,7 @@ def transformer_block(
     """
     spec = _layer_spec(context, AttnMaskType.causal if causal else AttnMaskType.no_mask, qk_norm)
     layers = config.num_layers // context.pp
-    return TransformerBlock(
+    return Block(
         config,
         TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=TorchNorm if final_norm else None),
         post_layer_norm=final_norm,

@@ -37,7 +37,7 @@ class LlamaConfig(LLMConfig):
     mlp_hidden_size: int
     """Inner width of the feed-forward layers."""
     hf_model_types: ClassVar[tuple[str, ...]] = ("llama", "qwen2", "qwen3")
-    hf_free: ClassVar[frozenset[str]] = frozenset({"max_seq_len", "vocab_size"})
+    hf_free: ClassVar[frozenset[str]] = frozenset({"max_seq_len", "vocab_size", "attention"})
 
     head_dim: int | None = None
     """Width of a head; null: hidden_size / num_heads."""

@@ -82,6 +82,8 @@ def _rope(hf: HFSettings) -> tuple[float, RopeScalingConfig | None]:
 
 def to_hf(config: LlamaConfig) -> dict[str, Any]:
     """What transformers needs to compute the same."""
+    if config.attention != "causal":
+        raise UserError(f"no model type of transformers computes model.llm.attention={config.attention}")
     if config.qk_norm and config.qkv_bias:
         raise UserError("no model type of transformers has both qk_norm and qkv_bias")
     kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
