@@ -20,6 +20,7 @@ from loongforge.components.transformer.cross_entropy import vocab_parallel_losse
 from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
 from loongforge.components.transformer.linear import ColumnLinear
 from loongforge.components.transformer.sequence import SequenceView
+from loongforge.kernels import ops
 
 
 class LlamaModel(LanguageModule):
@@ -152,6 +153,22 @@ class LlamaModel(LanguageModule):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)
 
+    def losses(self, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of chosen positions in nats; their logits need never exist. Last stage only.
+
+        Args:
+            hidden: From `forward`.
+            rows: int64 `[T]`, indices into the flattened `[S * B]` positions.
+            targets: int64 `[T]`.
+
+        Returns:
+            float32 `[T]`.
+        """
+        chosen = self._gather_parts(hidden).flatten(0, 1).index_select(0, rows)
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        return ops.linear_cross_entropy(chosen, weight, targets, self.tp_group)
+
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each position in nats.
 
@@ -180,7 +197,7 @@ class LlamaModel(LanguageModule):
         if self.tp_group.size() == 1:
             return index
         first = self.tp_group.rank() * logits.shape[-1]
-        mine = torch.stack([value.double(), (index + first).double()])
+        mine = torch.stack([value, (index + first).float()])  # exact below 2^24
         everyone = [torch.empty_like(mine) for _ in range(self.tp_group.size())]
         torch.distributed.all_gather(everyone, mine, group=self.tp_group)
         values, indices = torch.stack(everyone).unbind(1)  # [tp, T]
