@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.hf_checks import carried, tied_copies
@@ -118,9 +116,3 @@ def read_origin(folder: Path) -> Origin:
         kept = HFFolder(aside) if aside.is_dir() else None
         parts[name] = PartOrigin(tensors, part["whole"], part["copies"], kept)
     return Origin(table["config"], parts, folder / "files")
-
-
-def carried_tensors(part: PartOrigin) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
-    """Bare names, shapes and types of what is kept aside."""
-    for bare, stored in part.carried.tensors.items() if part.carried is not None else ():
-        yield bare, torch.Size(stored.shape), DTYPES[stored.dtype]
