@@ -84,12 +84,14 @@ def _describe(made: HFImport, name: str, finding: Finding) -> dict[str, Any]:
 
 
 def _kept(made: HFImport, name: str) -> list[tuple[str, str]]:
-    """Names and bare names of what is kept aside."""
+    """Names and bare names of what is kept aside: not integers, which older transformers saved and nobody reads."""
     source = made.sources[name]
-    found = sorted(carried(source).items())
-    return (
-        found if made.family is not None else [(full, bare) for full, bare in found if not source.names.is_alone(bare)]
-    )
+    is_whole, tensors = made.family is not None, source.folder.tensors
+    return [
+        (full, bare)
+        for full, bare in sorted(carried(source).items())
+        if tensors[full].dtype in DTYPES and (is_whole or not source.names.is_alone(bare))
+    ]
 
 
 def _carry(made: HFImport, name: str, folder: Path) -> None:
