@@ -11,6 +11,8 @@ from loongforge.kernels.backend import select
 
 select("auto").activate()
 
+from loongforge.components.transformer import experts  # noqa: E402
+from loongforge.components.transformer.experts import ExpertFeedForward  # noqa: E402
 from loongforge.components.transformer.sequence import SequenceView  # noqa: E402
 from loongforge.model.encoding import Bridge  # noqa: E402
 from loongforge.model.execution import Runner  # noqa: E402
@@ -39,6 +41,12 @@ class _Faults:
             "missing reduction": lambda: mock.patch.object(Optimizers, "reduce_gradients", _reduce_without_vision),
             "norm double counting": lambda: mock.patch.object(Optimizers, "_norms", self._norms(Optimizers._norms)),
             "lost rows": lambda: mock.patch.object(Bridge, "give_back", _losing_rows(Bridge.give_back)),
+            "experts of all ranks": lambda: mock.patch.object(
+                ExpertFeedForward, "__init__", _dense_experts(ExpertFeedForward.__init__)
+            ),
+            "part of the router": lambda: mock.patch.object(
+                experts, "copy_to_tensor_model_parallel_region", lambda x, group: x
+            ),
             "late document": lambda: mock.patch.object(SequenceView, "mask", _late(SequenceView.mask)),
         }
         return others[fault]() if fault in others else reduce
@@ -72,6 +80,15 @@ def _after(real: Callable[..., None], more: Callable[[Optimizers], None]) -> Cal
         more(optimizers)
 
     return both
+
+
+def _dense_experts(real: Callable[..., None]) -> Callable[..., None]:
+    def init(layer: ExpertFeedForward, *args: Any) -> None:
+        real(layer, *args)
+        for param in layer.experts.parameters():
+            param.allreduce = True  # type: ignore[attr-defined]
+
+    return init
 
 
 def _reduce_without_vision(optimizers: Optimizers) -> None:
