@@ -83,8 +83,8 @@ def _after(real: Callable[..., None], more: Callable[[Optimizers], None]) -> Cal
 
 
 def _dense_experts(real: Callable[..., None]) -> Callable[..., None]:
-    def init(layer: ExpertFeedForward, *args: Any) -> None:
-        real(layer, *args)
+    def init(layer: ExpertFeedForward, **options: Any) -> None:
+        real(layer, **options)
         for param in layer.experts.parameters():
             param.allreduce = True  # type: ignore[attr-defined]
 
@@ -116,8 +116,8 @@ def _losing_rows(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _late(real: Callable[..., Any]) -> Callable[..., Any]:
-    def mask(view: SequenceView, part: slice) -> Any:
-        found = real(view, part)
+    def mask(view: SequenceView, part: slice, window: int | None = None) -> Any:
+        found = real(view, part, window)
         found[0, : int(view.positions[part][0]) + 2] = True
         return found
 
