@@ -13,6 +13,7 @@ select("auto").activate()
 
 from loongforge.components.transformer import experts  # noqa: E402
 from loongforge.components.transformer.experts import ExpertFeedForward  # noqa: E402
+from loongforge.components.transformer.lora import LowRank  # noqa: E402
 from loongforge.components.transformer.sequence import SequenceView  # noqa: E402
 from loongforge.model.encoding import Bridge  # noqa: E402
 from loongforge.model.execution import Runner  # noqa: E402
@@ -47,6 +48,7 @@ class _Faults:
             "part of the router": lambda: mock.patch.object(
                 experts, "copy_to_tensor_model_parallel_region", lambda x, group: x
             ),
+            "adapter sum": lambda: mock.patch.object(LowRank, "_across_ranks", _only_forward(LowRank._across_ranks)),
             "late document": lambda: mock.patch.object(SequenceView, "mask", _late(SequenceView.mask)),
         }
         return others[fault]() if fault in others else reduce
@@ -122,3 +124,13 @@ def _late(real: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return mask
+
+
+def _only_forward(real: Callable[..., Any]) -> Callable[..., Any]:
+    """The value that crossed the ranks, with the gradient of the one that did not."""
+
+    def crossed(adapter: LowRank, hidden: Any) -> Any:
+        value = real(adapter, hidden)
+        return hidden + (value - hidden).detach() if value.shape == hidden.shape else value
+
+    return crossed
