@@ -113,7 +113,8 @@ class Layout:
     def describe(self) -> dict[str, Any]:
         """Plain values, for checkpoints and reports."""
         grids = {name: {**grid.sizes, "ranks": list(grid.ranks)} for name, grid in self.grids().items()}
-        grids["llm"]["ep"] = self.llm.ep
+        if self.llm.ep > 1:
+            grids["llm"]["ep"] = self.llm.ep
         return {"world_size": self.world_size, "sequence_parallel": self.sequence_parallel, **grids}
 
 
@@ -188,7 +189,6 @@ def _llm_grid(wanted: ParallelConfig, ranks: tuple[int, ...], world: int, found:
             f"model.llm.parallel.ep={wanted.ep} does not divide the cp={wanted.cp} x dp={dp} ranks that work on "
             f"different tokens; nearest: ep={nearest_divisor(wanted.cp * dp, wanted.ep)}"
         )
-        return None
     return Grid(ranks, tp, wanted.cp, wanted.pp, wanted.ep)
 
 
