@@ -112,7 +112,7 @@ class EvalLoader:
         except SampleError:  # a sample that `data.too_long=truncate_text` has cut
             return None
         pixels = self.processor.normalise(sample.pixels)
-        return Example(raw.id, _plain(prompt[-1]["content"]), _plain(answer["content"]), ids, pixels)
+        return Example(raw.id, plain(prompt[-1]["content"]), plain(answer["content"]), ids, pixels)
 
     def _continuation(self, raw: RawSample, sample: ProcessedSample) -> Example:
         """Raw text: its first half is the question, the second the answer."""
@@ -140,7 +140,8 @@ def spread(total: int, number: int) -> list[int]:
     return [i * total // number for i in range(number)]
 
 
-def _plain(content: str | list[dict[str, str]]) -> str:
+def plain(content: str | list[dict[str, str]]) -> str:
+    """A message's content as text with placeholders."""
     if isinstance(content, str):
         return content
     return "".join(part["text"] if part["type"] == "text" else "<image>" for part in content)

@@ -13,6 +13,7 @@ import torch
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 
+from loongforge.components.transformer.cache import CachedStep, KVCache
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.model.windows import Inputs
 from loongforge.parallel.routes import context_positions
@@ -83,11 +84,23 @@ class VisionLanguageModel(MegatronModule):
         dtype = next((param.dtype for param in self.projector.parameters()), features.dtype)
         return self.projector(features.transpose(0, 1).to(dtype)).transpose(0, 1)
 
-    def view(self, batch: Inputs) -> SequenceView:
-        """The positions of a micro-batch that this rank works on."""
-        length, group = batch.tokens.shape[1], self.llm.cp_group
-        positions = torch.from_numpy(context_positions(length, group.rank(), group.size())).to(batch.tokens.device)
-        return SequenceView(positions, length, batch.cu_seqlens)
+    def view(self, batch: Inputs, cache: KVCache | None = None) -> SequenceView:
+        """The positions of a micro-batch that this rank works on.
+
+        Args:
+            batch: The micro-batch.
+            cache: Its rows go on behind what this holds; None: they are whole.
+        """
+        (_, length), device = batch.tokens.shape, batch.tokens.device
+        is_image = None
+        if getattr(self.llm, "separates_images", False) and self.images is not None:
+            found = batch.tokens == self.images.token
+            is_image = found if cache is not None or found.any() else None
+        step = None if cache is None else CachedStep(cache, length, device, is_image)
+        group = self.llm.cp_group
+        rank, ranks = (0, 1) if step is not None and not step.from_scratch else (group.rank(), group.size())
+        positions = torch.from_numpy(context_positions(length, rank, ranks)).to(device)
+        return SequenceView(positions, length, batch.cu_seqlens, is_image=is_image, step=step)
 
     def embed(self, tokens: torch.Tensor, image_rows: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings `[S, B, H]` with image rows in the places of image tokens.
@@ -110,9 +123,11 @@ class VisionLanguageModel(MegatronModule):
         rows = image_rows.to(embeddings.dtype)
         return flat.index_copy(0, position * num_samples + sample, rows).view_as(embeddings)
 
-    def forward(self, batch: Inputs, image_rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, batch: Inputs, image_rows: torch.Tensor | None = None, cache: KVCache | None = None
+    ) -> torch.Tensor:
         """This pipeline stage's work: hidden states `[S, B, H]` (the last stage's are normalised)."""
-        view = self.view(batch)
+        view = self.view(batch, cache)
         embeddings = self.embed(batch.tokens[:, view.positions], image_rows) if self.pre_process else None
         return self.llm(embeddings, view)
 

@@ -127,7 +127,7 @@ def _llm_times(costs: Costs, found: Prediction, device: Device) -> list[float]:
     head = 2.0 * llm.vocab_size * llm.hidden_size
     rate = device.flops_per_s(costs.dtype("llm")) * grid.tp * grid.cp
     passes = factor + (1 if costs.config.trainer.recompute == "full" and factor > 1 else 0)
-    body = tokens * (llm.flops(costs.workload.tokens) - head) / rate + llm.num_layers * device.layer_overhead_us * 1e-6
+    body = tokens * (costs.llm_flops_per_token - head) / rate + llm.num_layers * device.layer_overhead_us * 1e-6
     work = [body * passes * layers / llm.num_layers for layers in stage_sizes(llm.num_layers, grid.pp)]
     work[-1] += LABEL_SHARE * tokens * head * factor / rate
     tp = _seconds(device, llm_tensor_parallel(costs, found.layout, shape))

@@ -63,7 +63,14 @@ class Costs:
     def with_config(self, config: Config) -> Costs:
         """The same with another layout or trainer; the components' sizes, and all that follows from them, stay."""
         found = replace(self, config=config)
-        for name in ("factors", "flops_per_image", "encoder_layers", "forward_flops", "image_tokens"):
+        for name in (
+            "factors",
+            "llm_flops_per_token",
+            "flops_per_image",
+            "encoder_layers",
+            "forward_flops",
+            "image_tokens",
+        ):
             if name in self.__dict__:
                 found.__dict__[name] = self.__dict__[name]
         return found
@@ -104,6 +111,12 @@ class Costs:
     def image_tokens(self) -> int:
         """LLM tokens of an image."""
         return image_tokens(self.config.model)
+
+    @cached_property
+    def llm_flops_per_token(self) -> float:
+        """Forward FLOPs of the LLM for one token of a mean sample."""
+        load = self.workload
+        return self.llm.flops_with_images(load.tokens, load.images * self.image_tokens / load.tokens)
 
     @cached_property
     def factors(self) -> dict[str, int]:

@@ -69,6 +69,12 @@ CASES |= {
     "lora everywhere tp2 dp2": (4, ParallelConfig(tp=2), ADAPTED | dict(distributed=True)),
     "lora linear cp2": (2, ParallelConfig(cp=2), ADAPTED | dict(projector="linear")),
 }
+MMCA = dict(attention="mmca")
+CASES |= {
+    "mmca tp2 sp": (2, ParallelConfig(tp=2, sequence_parallel=True), MMCA),
+    "mmca pp2 tied": (2, ParallelConfig(pp=2), MMCA | TIED),
+    "mmca cp2": (2, ParallelConfig(cp=2), MMCA),
+}
 LONG = ("pp2 tied", "pp2 tp2 sp tied qwen")  # a drift that grows with the steps would show
 
 
