@@ -176,6 +176,11 @@ class LlamaConfig(LLMConfig):
 
         return to_hf(self)
 
+    @property
+    def implementation(self) -> str:
+        """The types of `families.py` differ in their defaults only."""
+        return "llama"
+
     def settings(self, *, whole: bool) -> dict[str, Any]:
         """With the width of a head and the window of each layer spelled out."""
         found = {**super().settings(whole=whole), "head_dim": self.head_size, "sliding_window": self.windows}
