@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,6 +62,12 @@ class Layout:
     def decoupled(self) -> bool:
         """The encoder lives on ranks of its own."""
         return self.vision is not None and self.vision.ranks[0] not in self.llm.ranks
+
+    @property
+    def replicas_together(self) -> int:
+        """LLM replicas that have to compute at the same time, since each holds experts that the others need; they are
+        neighbours, counted from 0."""
+        return math.lcm(self.llm.ep, self.llm.cp) // self.llm.cp
 
     @property
     def sequence_multiple(self) -> int:
