@@ -10,6 +10,9 @@ import numpy as np
 
 from loongforge.data.sample import RawSample
 
+_OBJECTS = 1000
+"""Bytes of the objects around a sample's arrays; more than those of a short text."""
+
 
 @dataclass(frozen=True)
 class ProcessedSample:
@@ -38,8 +41,8 @@ class ProcessedSample:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the arrays take."""
-        return self.ids.nbytes + self.learned.nbytes + sum(image.nbytes for image in self.pixels)
+        """Memory that it takes, about."""
+        return _OBJECTS + self.ids.nbytes + self.learned.nbytes + sum(image.nbytes for image in self.pixels)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,13 @@ class Encoded:
     learned: np.ndarray
     num_cut: int = 0
     ends: tuple[int, ...] = ()
+    units: tuple[int, ...] = ()
     """See `ProcessedSample`, as for the others."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        return _OBJECTS + self.ids.nbytes + self.learned.nbytes
 
 
 def documents(raw: RawSample, done: ProcessedSample) -> Iterator[tuple[RawSample, ProcessedSample]]:
