@@ -25,7 +25,9 @@ class Reference:
     losses: list[float] = field(default_factory=list)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    """After all steps, by the names of `state_dict`, but experts one by one."""
+    """After all steps, by the names of `state_dict`."""
+    saved: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The same as `save_pretrained` names them."""
 
 
 def run_reference(model: Any, case: Case, batches: list[Batch]) -> Reference:

@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
@@ -190,27 +191,30 @@ class TorchSelfAttention(SelfAttention):
             `[S, B, H]` and the bias that is still to be added, if any.
         """
         mixed, _ = self.linear_qkv(hidden_states)
-        query, key, value = self._split_heads(mixed)
-        query, key = self.q_layernorm(query), self.k_layernorm(key)
-        if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.to(query.dtype).unbind()
-            query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
-        attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
+        heads = self._split_heads(mixed)
+        if rotary_pos_emb is not None and not torch.is_grad_enabled() and isinstance(self.q_layernorm, IdentityOp):
+            # one call for both: what a single token costs is calls
+            both = ops.rotary(heads[..., :-1, :], *rotary_pos_emb.to(heads.dtype).unbind())
+            query, key = both[..., :-1, :], both[..., -1, :]
+        else:
+            query, key = self.q_layernorm(heads[..., :-2, :]), self.k_layernorm(heads[..., -2, :])
+            if rotary_pos_emb is not None:
+                cos, sin = rotary_pos_emb.to(query.dtype).unbind()
+                query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos.squeeze(-2), sin.squeeze(-2))
+        attended = self.core_attention(query.flatten(2, 3), key, heads[..., -1, :], packed_seq_params)
         return self.linear_proj(attended)
 
-    def _split_heads(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`[S, B, width]` -> q `[S, B, groups, heads of a group, head_dim]`, k and v `[S, B, groups, 1, head_dim]`."""
+    def _split_heads(self, mixed: torch.Tensor) -> torch.Tensor:
+        """`[S, B, width]` -> `[S, B, groups, heads, head_dim]`: a group's queries, its key, its value."""
         ranks, all_groups = self.tp_group.size(), self.config.num_query_groups
         assert all_groups is not None
-        groups, head = max(1, all_groups // ranks), self.hidden_size_per_attention_head
+        head = self.hidden_size_per_attention_head
         per_group = self.config.num_attention_heads // all_groups
-        if ranks > all_groups:  # several ranks share a key-value head: each takes its part of that head's queries
-            mixed = all_gather_last_dim_from_tensor_parallel_region(mixed, group=self.tp_group)
-            sharing = ranks // all_groups
-            mine, part = divmod(self.tp_group.rank(), sharing)
-            mixed = mixed.unflatten(-1, (all_groups, -1))[..., mine, :]
-        heads = mixed.unflatten(-1, (groups, per_group + 2, head))
-        query, key, value = heads.split([per_group, 1, 1], 3)
-        if ranks > all_groups:
-            query = query.chunk(sharing, 3)[part]
-        return query, key, value
+        if ranks <= all_groups:
+            return mixed.view(*mixed.shape[:2], all_groups // ranks, per_group + 2, head)
+        # several ranks share a key-value head: each takes its part of that head's queries
+        group, part = divmod(self.tp_group.rank(), ranks // all_groups)
+        everything = all_gather_last_dim_from_tensor_parallel_region(mixed, group=self.tp_group)
+        heads = everything.view(*mixed.shape[:2], all_groups, per_group + 2, head)[:, :, group : group + 1]
+        queries = heads[..., :-2, :].chunk(ranks // all_groups, 3)[part]
+        return torch.cat([queries, heads[..., -2:, :]], 3)

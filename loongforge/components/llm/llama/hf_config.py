@@ -140,6 +140,8 @@ def hf_kind(config: LlamaConfig) -> str:
         UserError: none has.
     """
     own = config.hf_model_types[0]
+    if config.attention != "causal":
+        raise UserError(f"no model type of transformers computes model.llm.attention={config.attention}")
     if config.qk_norm and config.qkv_bias:
         raise UserError("no model type of transformers has both qk_norm and qkv_bias")
     kind = "qwen2" if config.qkv_bias else "mistral" if config.sliding_window or own == "mistral" else "llama"
