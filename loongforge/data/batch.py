@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,14 @@ class Batch:
     """int32 [D + 1], from 0 to S: borders of the documents of a packed row (B is 1 then); None: a row is a document."""
     image_plan: ImagePlan | None = None
     """Which images of the micro-batch `images` holds, and who encodes them; None: all, in even shares."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch where the model is; lengths stay on the host, which alone reads them."""
+        import torch
+
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lengths"}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in held.items() if isinstance(x, torch.Tensor)}
+        return replace(self, **moved)
 
     @property
     def num_images(self) -> int:
