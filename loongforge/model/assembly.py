@@ -16,7 +16,8 @@ from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.sharding import draw_parameters, mark_tensor_parallel
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
-from loongforge.config.schema import ComponentConfig, Config, KernelsConfig
+from loongforge.config.kernels import KernelsConfig
+from loongforge.config.schema import ComponentConfig, Config
 from loongforge.kernels.backend import Backend, current
 from loongforge.kernels.registry import Selection, bind, choose
 from loongforge.model.vlm import ImageSpec, VisionLanguageModel

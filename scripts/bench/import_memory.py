@@ -99,7 +99,7 @@ def work(folder: Path, parallel: dict[str, int], out: Path) -> None:
         trainer=trainer,
     )
     with joined_world(backend) as world:
-        groups = make_groups(Layout.from_model(config.model, world.size), "gloo")
+        groups = make_groups(Layout.from_model(config.model, world.size), backend.dist_backend)
         before = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         model = build_model(config, groups, image_token=None)

@@ -30,7 +30,7 @@ _SUBVERBS += ["data build", "data check", "data preview"]
         "config show +recipe=llava_sft",
         "plan +recipe=llava_sft --world 1 --device h100",
         "train +recipe=llava_sft --cfg job",
-        "backends",
+        "backends --help",
     ],
 )
 def test_looking_around_imports_nothing_heavy(command: str) -> None:

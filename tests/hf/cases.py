@@ -102,7 +102,7 @@ def _llava(tower: str, text: Any = None) -> Any:
 def _llava_qwen2() -> Any:
     from transformers import Qwen2Config
 
-    return _llava("siglip", Qwen2Config(**TEXT))
+    return _llava("siglip", Qwen2Config(**TEXT, tie_word_embeddings=True))
 
 
 CASES: dict[str, Case] = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from loongforge.config.errors import UserError
-from loongforge.config.schema import KernelsConfig
+from loongforge.config.kernels import KernelsConfig
 from loongforge.kernels import ops, registry
 from loongforge.kernels.impl import Impl
 from loongforge.kernels.registry import bind, choose, rebound

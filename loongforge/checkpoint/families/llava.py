@@ -96,9 +96,8 @@ class Llava(Family):
 
 
 def is_tied(hf: Mapping[str, Any]) -> bool:
-    """Whether the output layer is the embedding: the text section decides, else the whole."""
-    text = hf["text_config"]
-    return bool(text.get("tie_word_embeddings", hf.get("tie_word_embeddings", False)))
+    """Whether the output layer is the embedding: as in transformers, where the whole or its text section says so."""
+    return bool(hf["text_config"].get("tie_word_embeddings") or hf.get("tie_word_embeddings"))
 
 
 def image_token_index(hf: Mapping[str, Any]) -> int:

@@ -11,7 +11,8 @@ from typing import Literal
 from loongforge.components.llm.llama.config import LlamaConfig
 from loongforge.components.projector.mlp.config import MLP2xGELUConfig
 from loongforge.components.vision.vit.config import ClipViTConfig
-from loongforge.config.schema import Config, DataConfig, KernelsConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from loongforge.config.kernels import KernelsConfig
+from loongforge.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from loongforge.parallel.groups import Groups, make_groups
 from loongforge.parallel.layout import Layout
 from loongforge.training.conformance.context import Context
