@@ -28,10 +28,13 @@ _TYPES: dict[str, dict[str, str | type]] = {
     "vision": {
         "clip_vit": "loongforge.components.vision.vit.config:ClipViTConfig",
         "siglip_vit": "loongforge.components.vision.vit.config:SiglipViTConfig",
+        "qwen2_vit": "loongforge.components.vision.qwen_vl.config:Qwen2ViTConfig",
+        "qwen2_5_vit": "loongforge.components.vision.qwen_vl.config:Qwen25ViTConfig",
     },
     "projector": {
         "linear": "loongforge.components.projector.mlp.config:LinearConfig",
         "mlp2x_gelu": "loongforge.components.projector.mlp.config:MLP2xGELUConfig",
+        "patch_merger": "loongforge.components.projector.patch_merger.config:PatchMergerConfig",
     },
     "llm": {"llama": "loongforge.components.llm.llama.config:LlamaConfig"},
 }

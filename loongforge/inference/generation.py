@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from loongforge.model.execution import Runner
+from loongforge.parallel.images import Shapes
 from loongforge.parallel.routes import ImagePlan
 from loongforge.parallel.session import gather_lists
 
@@ -30,6 +31,7 @@ class _Inputs:
     images: torch.Tensor
     cu_seqlens: torch.Tensor | None = None
     image_plan: ImagePlan | None = None
+    shapes: Shapes | None = None
 
 
 def greedy(

@@ -146,7 +146,9 @@ class TorchSelfAttention(SelfAttention):
         query, key, value = heads.split([per_group, 1, 1], 3)
         query, key = self.q_layernorm(query), self.k_layernorm(key)
         if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.to(query.dtype).unbind()
-            query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
+            query, key = self._rotate(query, rotary_pos_emb), self._rotate(key, rotary_pos_emb)
         attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
         return self.linear_proj(attended)
+
+    def _rotate(self, heads: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+        return ops.rotary(heads, *rotary.to(heads.dtype).unbind())

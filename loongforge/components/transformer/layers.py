@@ -86,11 +86,17 @@ def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig
     )
 
 
-def _layer_spec(context: BuildContext, mask: AttnMaskType, qk_norm: bool) -> ModuleSpec:
+def _layer_spec(
+    context: BuildContext,
+    mask: AttnMaskType,
+    qk_norm: bool,
+    attention_type: type[TorchSelfAttention],
+    core_type: type[TorchAttention],
+) -> ModuleSpec:
     head_norm = TorchNorm if qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnLinear,
-        core_attention=TorchAttention,
+        core_attention=core_type,
         linear_proj=RowLinear,
         q_layernorm=head_norm,
         k_layernorm=head_norm,
@@ -99,7 +105,7 @@ def _layer_spec(context: BuildContext, mask: AttnMaskType, qk_norm: bool) -> Mod
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
-            self_attention=ModuleSpec(module=TorchSelfAttention, params={"attn_mask_type": mask}, submodules=attention),
+            self_attention=ModuleSpec(module=attention_type, params={"attn_mask_type": mask}, submodules=attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
             mlp=FeedForward.over(context.groups.tp),
@@ -115,6 +121,8 @@ def transformer_block(
     causal: bool,
     qk_norm: bool = False,
     final_norm: bool = True,
+    attention_type: type[TorchSelfAttention] = TorchSelfAttention,
+    core_type: type[TorchAttention] = TorchAttention,
 ) -> TransformerBlock:
     """This rank's layers.
 
@@ -124,8 +132,11 @@ def transformer_block(
         causal: Attend to earlier positions only.
         qk_norm: Normalise each head's q and k.
         final_norm: End the last stage with a norm.
+        attention_type: The attention of a layer.
+        core_type: The part of it that has no weights.
     """
-    spec = _layer_spec(context, AttnMaskType.causal if causal else AttnMaskType.no_mask, qk_norm)
+    mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
+    spec = _layer_spec(context, mask, qk_norm, attention_type, core_type)
     layers = config.num_layers // context.pp
     return TransformerBlock(
         config,

@@ -19,6 +19,9 @@ class SequenceView:
     cu_seqlens: torch.Tensor | None = None
     """int32 `[D + 1]`, from 0 to S: where the D documents of a packed row begin and end. None: every row is one
     document."""
+    axes: torch.Tensor | None = None
+    """int64 `[3, B, S]`: place of every position of the row on three axes, for rotary positions that have them; None:
+    the place in its document on all."""
 
     @cached_property
     def documents(self) -> torch.Tensor | None:

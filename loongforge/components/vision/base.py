@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig
+from loongforge.parallel.images import ImageShape
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class VisionConfig(ComponentConfig):
     """An encoder from pixels `[N, 3, image_size, image_size]` to features `[N, P, output_size]`."""
+
+    any_size: ClassVar[bool] = False
+    """Whether images keep their own size; see `AnySizeVisionConfig`."""
 
     image_size: int
     """Height and width of the processed image in pixels."""
@@ -40,6 +45,12 @@ class VisionConfig(ComponentConfig):
     def num_image_tokens(self) -> int:
         """Feature vectors that one image gives to the projector (`P`)."""
         raise NotImplementedError
+
+    @property
+    def shape(self) -> ImageShape:
+        """What the encoder makes of an image of its size; the LLM's tokens are the projector's to say."""
+        edge = self.image_size // self.patch_size
+        return ImageShape(1, self.num_patches, self.num_image_tokens, 0, (1, edge, edge))
 
     @property
     def output_size(self) -> int:
@@ -86,3 +97,57 @@ class VisionConfig(ComponentConfig):
     def name_map(self) -> NameMap:
         """Hugging Face names of the parameters; only needed for `init_from` a Hugging Face folder."""
         raise UserError(f"type={self.type!r} does not say how its parameters are named in Hugging Face checkpoints")
+
+
+@dataclass(kw_only=True)
+class AnySizeVisionConfig(VisionConfig):
+    """An encoder of images that keep their size: patches `[P, pixels of a patch]` of all images, and their shapes, to
+    features `[P, output_size]`, row by row of each image."""
+
+    any_size: ClassVar[bool] = True
+
+    image_size: int = 448
+    """Edge of the square image that `loongforge plan` counts with; images are resized within the limits below."""
+    merge_size: int = 2
+    """The edges of images are whole numbers of so many patches."""
+    temporal_patch_size: int = 2
+    """Frames of a video in a patch; an image fills them with copies of itself."""
+    min_pixels: int = 56 * 56
+    """Smaller images are enlarged to so many pixels."""
+    max_pixels: int = 14 * 14 * 4 * 1280
+    """Larger images are reduced to so many pixels."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Feature vectors of an image of `image_size`."""
+        return self.num_patches
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image is resized to (transformers `smart_resize`).
+
+        Raises:
+            ValueError: an image 200 times as long as wide.
+        """
+        if max(width, height) > 200 * min(width, height):
+            raise ValueError(f"an image of {width} x {height} pixels is more than 200 times as long as wide")
+        factor = self.patch_size * self.merge_size
+        to_width, to_height = (round(edge / factor) * factor for edge in (width, height))
+        if to_width * to_height > self.max_pixels:
+            scale = math.sqrt(width * height / self.max_pixels)
+            to_width, to_height = (max(factor, math.floor(e / scale / factor) * factor) for e in (width, height))
+        elif to_width * to_height < self.min_pixels:
+            scale = math.sqrt(self.min_pixels / (width * height))
+            to_width, to_height = (math.ceil(e * scale / factor) * factor for e in (width, height))
+        return to_width, to_height
+
+    def shape_of(self, width: int, height: int, frames: int = 1) -> ImageShape:
+        """What the encoder makes of an image of this size, or of so many frames of a video.
+
+        Raises:
+            ValueError: as `resized`.
+        """
+        to_width, to_height = self.resized(width, height)
+        steps = -(-frames // self.temporal_patch_size)
+        grid = (steps, to_height // self.patch_size, to_width // self.patch_size)
+        patches = math.prod(grid)
+        return ImageShape(patches, patches, patches, 0, grid)
