@@ -75,6 +75,11 @@ class ComponentConfig:
     lora: dict[str, Any] | None = None
     """Low-rank adapters; only null so far."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether any of its parameters takes a gradient."""
+        return not self.freeze
+
 
 @dataclass(kw_only=True)
 class ModelConfig:

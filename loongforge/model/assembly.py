@@ -95,6 +95,6 @@ def image_spec(config: Config, image_token: int | None) -> ImageSpec | None:
         feature_dtype=_dtype(config, vision),
         row_size=llm.hidden_size,
         row_dtype=_dtype(config, llm),
-        vision_trains=not vision.freeze,
-        projector_trains=not projector.freeze,
+        vision_trains=vision.trains,
+        projector_trains=projector.trains,
     )

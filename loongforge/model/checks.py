@@ -41,7 +41,7 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
     for name, component in (("vision", vision), ("projector", projector), ("llm", llm)):
         if component is not None and component.lora is not None:
             found.append(f"model.{name}.lora is not available yet; allowed: null")
-    if all(part is None or part.freeze for part in (vision, projector, llm)):
+    if not any(part is not None and part.trains for part in (vision, projector, llm)):
         found.append("every component is frozen: nothing would be learned; set freeze=false on one")
     return found
 

@@ -62,7 +62,7 @@ def training_factors(model: ModelConfig) -> dict[str, int]:
     for name in ("vision", "projector", "llm"):
         component = getattr(model, name)
         if component is not None:
-            trains = not component.freeze
+            trains = component.trains
             factors[name] = 1 + trains + (something_trains or trains)
             something_trains = something_trains or trains
     return factors

@@ -54,7 +54,7 @@ def memory_on(costs: Costs, layout: Layout, rank: int) -> Memory:
 
 def _state(costs: Costs, layout: Layout, grid: Grid, name: str, stage: int) -> Memory:
     params, size = costs.params_on(name, layout, stage), costs.size(name)
-    if costs.part(name).freeze:
+    if not costs.part(name).trains:
         return Memory(params=params * size)
     shards = grid.dp * grid.cp if costs.config.optimizer.distributed else 1
     return Memory(params=params * size, gradients=4 * params, optimizer=params * (8 + (4 if size == 2 else 0)) / shards)
@@ -93,10 +93,10 @@ def _encoder_work(costs: Costs, layout: Layout, shape: Shape) -> Memory:
     images = shape.images_on(layout, "vision") * _windows_in_flight(layout, shape)
     size = costs.size("vision")
     kept = 0.0
-    if not vision.freeze:
+    if vision.trains:
         kept = vision.kept_per_image(grid.tp)
         if costs.config.trainer.recompute == "full":
             kept = vision.reduced_per_image() / 2  # the input of every layer
-    if not (vision.freeze and projector.freeze):
+    if vision.trains or projector.trains:
         kept += vision.num_image_tokens * vision.output_size + 2 * costs.image_tokens * costs.llm.hidden_size
     return Memory(activations=size * images * kept)

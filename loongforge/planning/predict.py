@@ -186,7 +186,7 @@ def _schedule(found: Prediction, stages: list[float], encode: float) -> None:
 def _state_times(costs: Costs, found: Prediction, device: Device) -> None:
     """Reduction of gradients, and the optimizer's step."""
     for name, grid in found.layout.grids().items():
-        if costs.part(name).freeze:
+        if not costs.part(name).trains:
             continue
         ends = {0, grid.pp - 1}
         stage = max(ends, key=lambda stage: costs.params_on(name, found.layout, stage))

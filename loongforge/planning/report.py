@@ -51,7 +51,7 @@ def component_sizes(costs: Costs, layout: Layout) -> dict[str, dict[str, Any]]:
             "type": part.type,
             "layout": layout.text(name),
             "params": params[name],
-            "trainable_params": 0 if part.freeze else params[name],
+            "trainable_params": params[name] if part.trains else 0,
             "forward_flops": forward[name],
             "per": "token" if name == "llm" else "image",
             "factor": 2 * costs.factors[name],

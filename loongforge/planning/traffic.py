@@ -82,7 +82,7 @@ def encoder_tensor_parallel(costs: Costs, layout: Layout, shape: Shape) -> Colle
     """Of a window on the busiest encoder replica: two all-reduces per layer and direction."""
     vision, grid = costs.vision, layout.vision
     assert vision is not None and grid is not None
-    passes = 1 if vision.freeze else 2 + _recomputed(costs)
+    passes = 2 + _recomputed(costs) if vision.trains else 1
     images = shape.images_on(layout, "vision")
     volume = passes * images * vision.reduced_per_image() * costs.size("vision")
     return Collectives.sums(grid.tp, grid.tp, volume, 2 * passes * vision.built_layers)
@@ -111,7 +111,7 @@ def returned_rows(costs: Costs, layout: Layout, shape: Shape, *, merges: bool) -
         shape: Of its batches.
         merges: The rank is also one of the LLM's first stage: it has the gradients of what it merges itself.
     """
-    if costs.part("vision").freeze and costs.part("projector").freeze:
+    if not (costs.part("vision").trains or costs.part("projector").trains):
         return 0.0
     own = min(1.0, layout.grids()["projector"].dp / layout.dp) / _parts(layout) if merges else 0.0
     rows = (1 - own) * shape.images_on(layout, "projector") * costs.image_tokens
@@ -126,7 +126,7 @@ def _parts(layout: Layout) -> int:
 def gradient_collectives(costs: Costs, layout: Layout, name: str, stage: int) -> list[Collectives]:
     """Of a component's gradients (fp32) in a step; a distributed optimizer scatters them and gathers parameters."""
     grid = layout.grids()[name]
-    if costs.part(name).freeze:
+    if not costs.part(name).trains:
         return []
     params, size, extent = costs.params_on(name, layout, stage), grid.dp * grid.cp, len(grid.ranks) // grid.pp
     if not costs.config.optimizer.distributed:

@@ -93,7 +93,7 @@ class Optimizers:
         self.config = config.optimizer
         self.total_steps = config.trainer.steps
         self.parts: dict[str, _Part] = {}
-        self.names = [name for name, part in component_configs(config).items() if not part.freeze]
+        self.names = [name for name, part in component_configs(config).items() if part.trains]
         modules = model.components()
         for name in self.names:
             if name in modules:

@@ -99,7 +99,7 @@ class Reporter:
                 "component": name,
                 "type": part.type,
                 "params": params[name],
-                "trainable": not part.freeze,
+                "trainable": part.trains,
                 "dtype": part.dtype or self.config.trainer.precision,
                 "flops_per_token": flops[name],
                 "layout": layout.text(name),
