@@ -82,6 +82,11 @@ class StepData:
     """Of the arrangement of the global batch: the same on every rank, or they have not seen the same data."""
 
 
+def targets(sample: ProcessedSample) -> np.ndarray:
+    """int [T - 1], what each position but the last has to predict; `IGNORE` where that is not learned."""
+    return np.where(sample.learned[1:], sample.ids[1:], IGNORE)
+
+
 def collate(
     samples: list[ProcessedSample],
     processor: SampleProcessor,
@@ -107,7 +112,7 @@ def collate(
     for row, sample in enumerate(samples):
         lengths[row] = size = len(sample.ids)
         tokens[row, :size] = sample.ids
-        labels[row, : size - 1] = np.where(sample.learned[1:], sample.ids[1:], IGNORE)
+        labels[row, : size - 1] = targets(sample)
     pixels = processor.normalise([image for sample in samples for image in sample.pixels])
     return Batch(
         tokens=torch.from_numpy(tokens),

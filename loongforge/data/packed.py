@@ -10,8 +10,8 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.arrange import Arrangement, Load, Rules, arrange
 from loongforge.data.balance import CostModel
-from loongforge.data.batch import IGNORE, BadSample, Batch, StepData
-from loongforge.data.fetch import BadSampleError, SampleFetcher
+from loongforge.data.batch import IGNORE, BadSample, Batch, StepData, targets
+from loongforge.data.fetch import SampleFetcher
 from loongforge.data.metadata import MetadataTable
 from loongforge.data.part import Part, of_each
 from loongforge.data.processing import ProcessedSample
@@ -107,14 +107,10 @@ class PackedSteps:
 
     def _row(self, slots: Sequence[Slot], plan: ImagePlan, length: int) -> Batch:
         wanted = of_each(plan.held, [sum(slot.load.units) for slot in slots])
-        samples = [self._fetch(slot, only) for slot, only in zip(slots, wanted, strict=True)]
+        samples = [
+            self.fetcher.fetch_good(slot.source, slot.index, only) for slot, only in zip(slots, wanted, strict=True)
+        ]
         return packed_row(samples, self.fetcher, plan, length)
-
-    def _fetch(self, slot: Slot, only: tuple[int, ...] | None) -> ProcessedSample:
-        try:
-            return self.fetcher.fetch(slot.source, slot.index, only)
-        except BadSampleError as error:
-            raise error.as_user_error() from error
 
 
 def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan: ImagePlan, length: int) -> Batch:
@@ -134,7 +130,7 @@ def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan:
     for sample in samples:
         start, size = borders[-1], len(sample.ids)
         tokens[start : start + size] = sample.ids
-        labels[start : start + size - 1] = np.where(sample.learned[1:], sample.ids[1:], IGNORE)
+        labels[start : start + size - 1] = targets(sample)
         borders.append(start + size)
     used = borders[-1]
     pixels = processor.normalise([image for sample in samples for image in sample.pixels])
