@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loongforge.parallel.images import Shapes
+from loongforge.parallel.images import ImageShape, Shapes
 from loongforge.parallel.routes import ImagePlan
 
 if TYPE_CHECKING:
@@ -121,7 +122,13 @@ def collate(
         lengths=torch.from_numpy(lengths),
         ids=[sample.id for sample in samples] + [""] * (rows - len(samples)),
         image_plan=image_plan,
+        shapes=shapes_of(samples, processor),
     )
+
+
+def shapes_of(samples: Sequence[ProcessedSample], processor: SampleProcessor) -> list[ImageShape] | None:
+    """Of all images of a micro-batch; None where the encoder takes one size only."""
+    return [shape for sample in samples for shape in sample.shapes] if processor.any_size else None
 
 
 def padded_length(samples: list[ProcessedSample], multiple: int) -> int:

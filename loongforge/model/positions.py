@@ -18,7 +18,7 @@ def grid_positions(is_image: np.ndarray, shapes: Shapes, borders: np.ndarray | N
     Args:
         is_image: bool `[B, S]`: whether an image row stands there.
         shapes: Of all images, in order of appearance.
-        borders: int `[D + 1]`: where the documents of a packed row begin and end (B is 1 then); None: rows are documents.
+        borders: int `[D + 1]`: borders of the documents of a packed row (B is 1 then); None: a row is a document.
 
     Returns:
         int64 `[3, B, S]`.

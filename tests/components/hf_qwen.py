@@ -43,7 +43,8 @@ def qwen_vl(model: ModelConfig, seed: int = 0) -> torch.nn.Module:
     ids["tie_word_embeddings"] = llm.tie_embeddings
     if not vision.gated:
         tower = dict(embed_dim=vision.hidden_size, hidden_size=llm.hidden_size, mlp_ratio=4, **shared)
-        return randomise(Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=tower, **ids)), seed)
+        config = Qwen2VLConfig(text_config=text, vision_config=tower, **ids)
+        return randomise(Qwen2VLForConditionalGeneration(config), seed)
     tower = dict(
         hidden_size=vision.hidden_size,
         intermediate_size=vision.mlp_hidden_size,
@@ -53,4 +54,5 @@ def qwen_vl(model: ModelConfig, seed: int = 0) -> torch.nn.Module:
         tokens_per_second=vision.tokens_per_second,
         **shared,
     )
-    return randomise(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=tower, **ids)), seed)
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=tower, **ids)
+    return randomise(Qwen2_5_VLForConditionalGeneration(config), seed)

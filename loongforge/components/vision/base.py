@@ -90,6 +90,10 @@ class VisionConfig(ComponentConfig):
         """Forward FLOPs of one image."""
         raise NotImplementedError
 
+    def patch_flops(self) -> tuple[float, float]:
+        """Forward FLOPs of an image of p patches: (a, b) of `a p + b p^2`; of one size only, all of it is a."""
+        return self.flops() / self.num_patches, 0.0
+
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard of the module."""
         raise NotImplementedError

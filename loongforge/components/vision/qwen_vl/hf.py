@@ -48,4 +48,6 @@ def _qkv(config: QwenViTConfig, kind: str) -> Rule:
     def split(tensor: torch.Tensor) -> Tensors:
         return [torch.cat(heads.split(tensor))]
 
-    return Rule(f"decoder.layers.{{i}}.self_attention.linear_qkv.{kind}", (f"blocks.{{i}}.attn.qkv.{kind}",), join, split)
+    return Rule(
+        f"decoder.layers.{{i}}.self_attention.linear_qkv.{kind}", (f"blocks.{{i}}.attn.qkv.{kind}",), join, split
+    )
