@@ -80,9 +80,8 @@ class AnySizeImageProcessor(ImageProcessor):
 
     def normalise(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """float32 `[patches, 3 * temporal_patch_size * patch_size^2]` of all images, one after another."""
-        width = 3 * self.vision.temporal_patch_size * self.vision.patch_size**2
         parts = [self._patches(image) for image in pixels]
-        return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+        return np.concatenate(parts) if parts else np.zeros((0, *self.vision.pixel_row), np.float32)
 
     def _patches(self, image: np.ndarray) -> np.ndarray:
         """Groups of patches row by row; in a patch channel by channel, then frame by frame."""

@@ -52,6 +52,15 @@ class VisionConfig(ComponentConfig):
         edge = self.image_size // self.patch_size
         return ImageShape(1, self.num_patches, self.num_image_tokens, 0, (1, edge, edge))
 
+    def example_shapes(self) -> list[ImageShape]:
+        """What the encoder makes of images of different kinds, for trials."""
+        return [self.shape]
+
+    @property
+    def pixel_row(self) -> tuple[int, ...]:
+        """Shape of the pixels of an image; of a patch where images keep their size."""
+        return 3, self.image_size, self.image_size
+
     @property
     def output_size(self) -> int:
         """Width of a feature vector."""
@@ -155,3 +164,13 @@ class AnySizeVisionConfig(VisionConfig):
         grid = (steps, to_height // self.patch_size, to_width // self.patch_size)
         patches = math.prod(grid)
         return ImageShape(patches, patches, patches, 0, grid)
+
+    def example_shapes(self) -> list[ImageShape]:
+        """Small images, upright, square and lying."""
+        edge = self.patch_size * self.merge_size
+        return [self.shape_of(width * edge, height * edge) for width, height in ((2, 2), (1, 3), (4, 1), (1, 1))]
+
+    @property
+    def pixel_row(self) -> tuple[int, ...]:
+        """Shape of the pixels of a patch."""
+        return (3 * self.temporal_patch_size * self.patch_size**2,)

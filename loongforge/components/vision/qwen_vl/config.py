@@ -51,11 +51,6 @@ class QwenViTConfig(AnySizeVisionConfig):
         return 0
 
     @property
-    def patch_pixels(self) -> int:
-        """Numbers in a patch."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
-
-    @property
     def output_size(self) -> int:
         """Width of a feature vector."""
         return self.hidden_size
@@ -110,7 +105,7 @@ class QwenViTConfig(AnySizeVisionConfig):
 
     def params_on(self, tp: int) -> int:
         """Parameters that a rank holds; patch embedding, norms and the biases after a sum are whole on every rank."""
-        return self.num_layers * self._layer_params(tp) + self.hidden_size * self.patch_pixels
+        return self.num_layers * self._layer_params(tp) + self.hidden_size * self.pixel_row[0]
 
     def kept_per_image(self, tp: int) -> float:
         """Inputs and outputs of norms; q, k, v and attention, before and after rotation; sides of the activation."""
@@ -132,7 +127,7 @@ class QwenViTConfig(AnySizeVisionConfig):
         layer = 2.0 * (4 * self.hidden_size**2 + (1 + up) * self.hidden_size * self.mlp_hidden_size)
         windowed = sum(map(self.is_windowed, range(self.num_layers)))
         in_windows = windowed * 4.0 * self.hidden_size * (self.window_tokens * self.merge_size) ** 2
-        linear = self.num_layers * layer + in_windows + 2.0 * self.hidden_size * self.patch_pixels
+        linear = self.num_layers * layer + in_windows + 2.0 * self.hidden_size * self.pixel_row[0]
         return linear, (self.num_layers - windowed) * 4.0 * self.hidden_size
 
     def build(self, context: BuildContext) -> torch.nn.Module:

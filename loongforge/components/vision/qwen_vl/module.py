@@ -36,7 +36,7 @@ class QwenVisionTransformer(MegatronModule):
         super().__init__(sizes)
         self.tp_group = context.groups.tp
         self.merge, self.window = config.merge_size, config.window_tokens
-        shape = (config.hidden_size, config.patch_pixels)
+        shape = (config.hidden_size, config.pixel_row[0])
         self.patch_embedding = torch.nn.Parameter(torch.empty(shape, dtype=context.dtype))
         quarter = config.hidden_size // config.num_heads // 4
         frequencies = _THETA ** -(torch.arange(quarter, dtype=torch.float) / quarter)
