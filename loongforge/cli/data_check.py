@@ -105,25 +105,16 @@ def _check(sets: list[CheckedSet], processor: SampleProcessor, args: Namespace, 
 
 
 def _outlook(train: CheckedSet, config: Config | None, args: Namespace) -> Outlook:
-    from loongforge.data.check.outlook import BatchShape, packing, padded_share
+    from loongforge.data.check.outlook import packing, padded_share
     from loongforge.data.check.report import Outlook
 
     budget, share = args.pack_tokens, None
     if config is not None:
-        from loongforge.cli.data_recipe import recipe_layout
-        from loongforge.model.checks import micro_batch_size, micro_batch_tokens
+        from loongforge.cli.data_recipe import batch_shape, recipe_layout
+        from loongforge.model.checks import micro_batch_tokens
 
         layout = recipe_layout(config)
         if layout is not None:
             budget = budget or micro_batch_tokens(config, layout)
-            shape = BatchShape(
-                global_batch_size=config.trainer.global_batch_size,
-                micro_batch_size=micro_batch_size(config, layout),
-                dp=layout.dp,
-                multiple=layout.sequence_multiple,
-                steps=config.trainer.steps,
-                seed=config.trainer.seed,
-                shuffle=config.data.shuffle,
-            )
-            share = padded_share(train.lengths_by_source, train.opened.weights, shape)
+            share = padded_share(train.lengths_by_source, train.opened.weights, batch_shape(config, layout))
     return Outlook(share, packing(train.lengths, budget) if budget else None)

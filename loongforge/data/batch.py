@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loongforge.config.errors import UserError
 from loongforge.parallel.images import ImageShape, Shapes
 from loongforge.parallel.routes import ImagePlan
 
 if TYPE_CHECKING:
     import torch
 
-    from loongforge.data.processing import ProcessedSample, SampleProcessor
+    from loongforge.data.processed import ProcessedSample
+    from loongforge.data.processing import SampleProcessor
 
 IGNORE = -100
 """Label of a position without loss."""
@@ -104,6 +106,9 @@ def collate(
         rows: B.
         length: S, at least the longest sample.
         image_plan: of the batch.
+
+    Raises:
+        UserError: one is a packed row.
     """
     import torch
 
@@ -111,6 +116,11 @@ def collate(
     labels = np.full((rows, length), IGNORE, np.int64)
     lengths = np.zeros(rows, np.int64)
     for row, sample in enumerate(samples):
+        if sample.ends:
+            raise UserError(
+                f"{sample.id} is a packed row of {len(sample.ends)} samples (loongforge data pack): train on it with "
+                "packing.enabled=true; for data.eval name the data that it was made from"
+            )
         lengths[row] = size = len(sample.ids)
         tokens[row, :size] = sample.ids
         labels[row, : size - 1] = targets(sample)

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from loongforge.config.errors import UserError
 from loongforge.data.batch import BadSample
-from loongforge.data.processing import ProcessedSample, SampleProcessor
+from loongforge.data.processed import ProcessedSample
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import Location, RawSample, SampleError, SampleMeta
 from loongforge.data.sources import Source
 

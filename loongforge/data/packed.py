@@ -14,7 +14,7 @@ from loongforge.data.batch import IGNORE, BadSample, Batch, StepData, shapes_of,
 from loongforge.data.fetch import SampleFetcher
 from loongforge.data.metadata import MetadataTable
 from loongforge.data.part import Part, of_each
-from loongforge.data.processing import ProcessedSample
+from loongforge.data.processed import ProcessedSample
 from loongforge.data.replacement import GoodSamples
 from loongforge.parallel.routes import ImagePlan
 
@@ -111,7 +111,7 @@ class PackedSteps:
 
 
 def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan: ImagePlan, length: int) -> Batch:
-    """One row `[1, length]`: the samples one after another, each a document; what is left is one more.
+    """One row `[1, length]`: the documents of the samples one after another; what is left is one more.
 
     Args:
         samples: With the images that this rank encodes.
@@ -128,7 +128,7 @@ def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan:
         start, size = borders[-1], len(sample.ids)
         tokens[start : start + size] = sample.ids
         labels[start : start + size - 1] = targets(sample)
-        borders.append(start + size)
+        borders += [start + end for end in sample.ends or (size,)]
     used = borders[-1]
     pixels = processor.normalise([image for sample in samples for image in sample.pixels])
     return Batch(
@@ -136,7 +136,7 @@ def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan:
         labels=torch.from_numpy(labels[None]),
         images=torch.from_numpy(pixels),
         lengths=torch.tensor([used]),
-        ids=[sample.id for sample in samples],
+        ids=[name for sample in samples for name in sample.names or (sample.id,)],
         cu_seqlens=torch.tensor(borders if used == length else [*borders, length], dtype=torch.int32),
         image_plan=plan,
         shapes=shapes_of(samples, processor),

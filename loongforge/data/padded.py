@@ -10,7 +10,7 @@ import numpy as np
 from loongforge.data.batch import BadSample, Batch, StepData, collate, padded_length
 from loongforge.data.fetch import SampleFetcher
 from loongforge.data.part import Part, of_each
-from loongforge.data.processing import ProcessedSample
+from loongforge.data.processed import ProcessedSample
 from loongforge.data.replacement import GoodSamples
 from loongforge.parallel.routes import ImagePlan
 

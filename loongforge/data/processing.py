@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,58 +11,13 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.chat import GENERATION_HELP, Message, check_roles, count_placeholders, fit_template, marks_answers
 from loongforge.data.images import ImageProcessor
+from loongforge.data.processed import Encoded, ProcessedSample, Tiles, num_tokens
 from loongforge.data.sample import MAX_SAMPLE_BYTES, RawSample, SampleError, SampleMeta
 from loongforge.data.truncation import kept_tokens
 from loongforge.parallel.images import ImageShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-Tiles = tuple[ImageShape, ...]
-"""What the encoder sees of one image."""
-
-
-def num_tokens(tiles: Tiles) -> int:
-    """LLM tokens of an image."""
-    return sum(tile.tokens for tile in tiles)
-
-
-@dataclass(frozen=True)
-class ProcessedSample:
-    """A sample ready for a batch; T tokens."""
-
-    id: str
-    ids: np.ndarray
-    """int32 [T], image tokens expanded."""
-    learned: np.ndarray
-    """bool [T]; whether a token is a target."""
-    pixels: list[np.ndarray] = field(default_factory=list)
-    """uint8 [H, W, 3] each: resized, not yet normalised."""
-    num_cut: int = 0
-    """Text tokens left out because the sample was too long (`data.too_long: truncate_text`)."""
-    images: tuple[Tiles, ...] = ()
-    """What each image becomes, decoded or not."""
-
-    @property
-    def units(self) -> tuple[int, ...]:
-        """Images that the encoder sees of each image: its tiles."""
-        return tuple(map(len, self.images))
-
-    @property
-    def shapes(self) -> list[ImageShape]:
-        """Of all that the encoder sees."""
-        return [shape for tiles in self.images for shape in tiles]
-
-    @property
-    def num_units(self) -> int:
-        """Images that the encoder sees of the sample."""
-        return sum(self.units)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the arrays take."""
-        return self.ids.nbytes + self.learned.nbytes + sum(image.nbytes for image in self.pixels)
 
 
 class SampleProcessor:
@@ -125,9 +79,9 @@ class SampleProcessor:
             UserError: no sample can, because the chat template does not fit.
         """
         images = self._known_images(sample)
-        ids, learned, num_cut = self._encode(sample, images)
-        pixels = self._pixels(sample, [len(tiles) for tiles in images], only)
-        return ProcessedSample(sample.id, ids, learned, pixels, num_cut, tuple(images))
+        row = self._encode(sample, images)
+        pixels, names = self._pixels(sample, images, only), tuple(document.id for document in sample.documents)
+        return ProcessedSample(sample.id, row.ids, row.learned, pixels, row.num_cut, tuple(images), names, row.ends)
 
     @property
     def any_size(self) -> bool:
@@ -149,10 +103,6 @@ class SampleProcessor:
             return [(self._tile,)] * len(sizes)
         return [self.image_processor.shapes(*size, self._tile) for size in sizes]
 
-    def units(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """Images that the encoder sees of images of these sizes."""
-        return [len(tiles) for tiles in self.images(sizes)]
-
     def read_image(self, content: bytes) -> tuple[Tiles, list[np.ndarray]]:
         """What an encoded image becomes, and its pixels, for `normalise`.
 
@@ -172,11 +122,11 @@ class SampleProcessor:
         images = self.image_processor
         return [images.size(content) for content in self._contents(sample)] if images is not None else []
 
-    def _pixels(self, sample: RawSample, units: Sequence[int], only: Collection[int] | None) -> list[np.ndarray]:
+    def _pixels(self, sample: RawSample, images: Sequence[Tiles], only: Collection[int] | None) -> list[np.ndarray]:
         """Of the wanted images and tiles."""
         if self.image_processor is None:
             return []
-        borders, wanted = np.cumsum([0, *units]).tolist(), {}
+        borders, wanted = np.cumsum([0, *map(len, images)]).tolist(), {}
         for number, (first, end) in enumerate(pairwise(borders)):
             places = [n - first for n in range(first, end) if only is None or n in only]
             if places:
@@ -198,11 +148,11 @@ class SampleProcessor:
             SampleError, UserError: as `__call__`.
         """
         images = self._known_images(sample)
-        ids, learned, _ = self._encode(sample, images)
+        row = self._encode(sample, images)
         sizes = self._sizes(sample)
         if decode:
-            self._pixels(sample, [len(tiles) for tiles in images], None)
-        return SampleMeta(int((ids != self.image_token_id).sum()), int(learned[1:].sum()), tuple(sizes))
+            self._pixels(sample, images, None)
+        return SampleMeta(int((row.ids != self.image_token_id).sum()), int(row.learned[1:].sum()), tuple(sizes))
 
     def render_prompt(
         self, messages: list[Message], images: Sequence[Tiles], add_generation_prompt: bool = True
@@ -211,7 +161,7 @@ class SampleProcessor:
 
         Args:
             messages: the conversation so far, ending with the user's message.
-            images: what each image given with it becomes (`read_images`); as many as there are placeholders.
+            images: what each image given with it becomes (`read_image`); as many as there are placeholders.
             add_generation_prompt: end with what precedes an answer.
 
         Raises:
@@ -251,21 +201,23 @@ class SampleProcessor:
 
     def _contents(self, sample: RawSample, only: Collection[int] | None = None) -> Iterator[bytes]:
         """The encoded images, one at a time."""
-        total = 0
+        total, most = 0, self.max_sample_bytes * max(1, len(sample.documents))
         for number, read in enumerate(sample.images):
             if only is not None and number not in only:
                 continue
             content = read()
             total += len(content)
-            if total > self.max_sample_bytes:
+            if total > most:
                 raise SampleError(
                     f"its images have more than data.max_sample_bytes={self.max_sample_bytes} together",
                     problem="too_many_bytes",
                 )
             yield content
 
-    def _encode(self, sample: RawSample, images: Sequence[Tiles]) -> tuple[np.ndarray, np.ndarray, int]:
-        """(ids, learned, tokens cut) of a sample, checked."""
+    def _encode(self, sample: RawSample, images: Sequence[Tiles]) -> Encoded:
+        """The tokens of a sample, checked."""
+        if sample.documents:
+            return self._encode_row(sample.documents, images)
         if sample.text is not None:
             ids, learned = self._encode_text(sample.text)
         else:
@@ -275,7 +227,22 @@ class SampleProcessor:
             raise SampleError(
                 "it has no label tokens: no answer to learn is left after the chat template", problem="no_label_tokens"
             )
-        return ids, learned, num_cut
+        return Encoded(ids, learned, num_cut)
+
+    def _encode_row(self, documents: Sequence[RawSample], images: Sequence[Tiles]) -> Encoded:
+        """Documents one after another; what begins one is not to be predicted from the one before."""
+        found, first = [], 0
+        for document in documents:
+            count = len(document.images)
+            try:
+                found.append(self._encode(document, images[first : first + count]))
+            except SampleError as error:
+                raise SampleError(f"sample '{document.id}' in it: {error}", problem=error.problem) from error
+            found[-1].learned[0] = False
+            first += count
+        ids, learned = (np.concatenate([getattr(one, name) for one in found]) for name in ("ids", "learned"))
+        ends = np.cumsum([len(one.ids) for one in found]).tolist()
+        return Encoded(ids, learned, sum(one.num_cut for one in found), tuple(ends))
 
     def _fit(self, ids: np.ndarray, learned: np.ndarray, images: Sequence[Tiles]) -> tuple[np.ndarray, np.ndarray, int]:
         """What `data.too_long` makes of a sample: (ids, learned, tokens cut)."""

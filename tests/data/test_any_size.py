@@ -1,4 +1,4 @@
-"""Images that keep their size: pixels as transformers has them, shapes from sizes alone, packed and balanced batches."""
+"""Images that keep their size: pixels as in transformers, shapes from sizes alone, packed and balanced batches."""
 
 from __future__ import annotations
 

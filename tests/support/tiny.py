@@ -38,13 +38,15 @@ def tiny_config(
     distributed: bool = False,
     precision: Any = "fp32",
     vision_changes: dict[str, Any] | None = None,
+    projector_changes: dict[str, Any] | None = None,
     **llm: Any,
 ) -> Config:
     """A recipe of the tiny model: 30 steps of 8 samples in micro-batches of 2."""
-    projectors = {"mlp": MLP2xGELUConfig(type="mlp2x_gelu", init_std=0.08), "linear": LinearConfig(type="linear")}
+    classes = {"mlp": MLP2xGELUConfig, "linear": LinearConfig}
+    types = {"mlp": dict(type="mlp2x_gelu", init_std=0.08), "linear": dict(type="linear")}
     model = ModelConfig(
         vision=tiny_vision(vision, **(vision_changes or {})),
-        projector=projectors[projector],
+        projector=classes[projector](**types[projector], **(projector_changes or {})),
         llm=tiny_llm(parallel=parallel or ParallelConfig(), **llm),
     )
     return Config(

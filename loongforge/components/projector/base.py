@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from loongforge.components.base import FamilyConfig
 from loongforge.config.errors import UserError
-from loongforge.config.schema import ComponentConfig
 from loongforge.parallel.images import ImageShape
 
 if TYPE_CHECKING:
@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
-    from loongforge.components.hf import NameMap
 
 
 @dataclass(kw_only=True)
-class ProjectorConfig(ComponentConfig):
+class ProjectorConfig(FamilyConfig):
     """A map from vision features `[N, P, input_size]` to LLM embeddings `[N, P', output_size]`."""
 
     any_size: ClassVar[bool] = False
@@ -58,7 +57,3 @@ class ProjectorConfig(ComponentConfig):
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard of the module."""
         raise NotImplementedError
-
-    def name_map(self) -> NameMap:
-        """Hugging Face names of the parameters; only needed for `init_from` a Hugging Face folder."""
-        raise UserError(f"type={self.type!r} does not say how its parameters are named in Hugging Face checkpoints")

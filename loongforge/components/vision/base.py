@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from loongforge.components.base import FamilyConfig
 from loongforge.config.errors import UserError
-from loongforge.config.schema import ComponentConfig
 from loongforge.parallel.images import ImageShape
 
 if TYPE_CHECKING:
@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
-    from loongforge.components.hf import NameMap
 
 
 @dataclass(kw_only=True)
-class VisionConfig(ComponentConfig):
+class VisionConfig(FamilyConfig):
     """An encoder from pixels `[N, 3, image_size, image_size]` to features `[N, P, output_size]`."""
 
     any_size: ClassVar[bool] = False
@@ -106,10 +105,6 @@ class VisionConfig(ComponentConfig):
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard of the module."""
         raise NotImplementedError
-
-    def name_map(self) -> NameMap:
-        """Hugging Face names of the parameters; only needed for `init_from` a Hugging Face folder."""
-        raise UserError(f"type={self.type!r} does not say how its parameters are named in Hugging Face checkpoints")
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from loongforge.components.context import BuildContext
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
 from loongforge.components.transformer.layers import transformer_config
-from loongforge.components.transformer.linear import ColumnLinear, RowLinear
+from loongforge.components.transformer.linear import ColumnLinear, RowLinear, WholeLinear
 
 
 def _layer_config(context: BuildContext, width: int) -> TransformerConfig:
@@ -24,7 +24,7 @@ class LinearProjector(MegatronModule):
     def __init__(self, config: LinearConfig, context: BuildContext, *, input_size: int, output_size: int) -> None:
         super().__init__(_layer_config(context, output_size))
         self.tp_group = context.groups.tp
-        self.linear = torch.nn.Linear(input_size, output_size, bias=config.bias, dtype=context.dtype)
+        self.linear = WholeLinear(input_size, output_size, bias=config.bias, dtype=context.dtype)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[P, N, input_size]` -> `[P, N, output_size]`."""

@@ -58,8 +58,7 @@ class VisionTransformer(MegatronModule):
         if config.has_class_token:
             self.class_token = torch.nn.Parameter(torch.empty(config.hidden_size, dtype=context.dtype))
             self.pre_norm = TorchNorm(sizes, config.hidden_size, config.norm_eps)
-        final_norm = bool(getattr(config, "has_post_norm", False))
-        self.decoder = transformer_block(sizes, context, causal=False, final_norm=final_norm)
+        self.decoder = transformer_block(sizes, context, causal=False, final_norm=config.has_post_norm)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`[N, 3, H, W]` -> features `[P, N, hidden_size]`, without the class token."""
