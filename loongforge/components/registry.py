@@ -36,7 +36,13 @@ _TYPES: dict[str, dict[str, str | type]] = {
         "mlp2x_gelu": "loongforge.components.projector.mlp.config:MLP2xGELUConfig",
         "patch_merger": "loongforge.components.projector.patch_merger.config:PatchMergerConfig",
     },
-    "llm": {"llama": "loongforge.components.llm.llama.config:LlamaConfig"},
+    "llm": {
+        "llama": "loongforge.components.llm.llama.config:LlamaConfig",
+        "mistral": "loongforge.components.llm.llama.families:MistralConfig",
+        "qwen2": "loongforge.components.llm.llama.families:Qwen2Config",
+        "qwen3": "loongforge.components.llm.llama.families:Qwen3Config",
+        "qwen3_moe": "loongforge.components.llm.llama.qwen3_moe:Qwen3MoeConfig",
+    },
 }
 
 T = TypeVar("T", bound=type)

@@ -146,7 +146,7 @@ class Costs:
         grid = layout.grid(name)
         assert grid is not None
         if name == "llm":
-            return self.llm.params_on(grid.tp, grid.pp, stage)
+            return self.llm.params_on(grid.tp, grid.pp, stage, grid.ep)
         if name == "vision":
             assert self.vision is not None
             return self.vision.params_on(grid.tp)

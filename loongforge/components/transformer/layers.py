@@ -12,9 +12,17 @@ from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 
 from loongforge.components.context import BuildContext
 from loongforge.components.transformer.attention import TorchAttention, TorchSelfAttention
@@ -87,9 +95,9 @@ def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig
 
 
 def _layer_spec(
-    context: BuildContext,
     mask: AttnMaskType,
     qk_norm: bool,
+    feed_forward: type,
     attention_type: type[TorchSelfAttention],
     core_type: type[TorchAttention],
 ) -> ModuleSpec:
@@ -108,7 +116,7 @@ def _layer_spec(
             self_attention=ModuleSpec(module=attention_type, params={"attn_mask_type": mask}, submodules=attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
-            mlp=FeedForward.over(context.groups.tp),
+            mlp=feed_forward,
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -123,6 +131,7 @@ def transformer_block(
     final_norm: bool = True,
     attention_type: type[TorchSelfAttention] = TorchSelfAttention,
     core_type: type[TorchAttention] = TorchAttention,
+    feed_forward: Callable[[int], type] | None = None,
 ) -> TransformerBlock:
     """This rank's layers.
 
@@ -134,13 +143,19 @@ def transformer_block(
         final_norm: End the last stage with a norm.
         attention_type: The attention of a layer.
         core_type: The part of it that has no weights.
+        feed_forward: The class of a layer's feed-forward part, by the layer's number from 0; None: `FeedForward`.
     """
-    mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
-    spec = _layer_spec(context, mask, qk_norm, attention_type, core_type)
-    layers = config.num_layers // context.pp
+    mask, rank = AttnMaskType.causal if causal else AttnMaskType.no_mask, context.groups.pp.rank()
+    dense = FeedForward.over(context.groups.tp)
+    first = get_transformer_layer_offset(config, pp_rank=rank)
+    layers = range(first, first + get_num_layers_to_build(config, pp_rank=rank))
+    specs = [
+        _layer_spec(mask, qk_norm, feed_forward(layer) if feed_forward else dense, attention_type, core_type)
+        for layer in layers
+    ]
     return TransformerBlock(
         config,
-        TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=TorchNorm if final_norm else None),
+        TransformerBlockSubmodules(layer_specs=specs, layer_norm=TorchNorm if final_norm else None),
         post_layer_norm=final_norm,
         pre_process=context.first_stage,
         post_process=context.last_stage,
