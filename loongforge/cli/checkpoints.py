@@ -44,7 +44,7 @@ def checkpoint_config(args: argparse.Namespace) -> Config:
 def _one_process(tree: dict[str, Any]) -> list[str]:
     """Whatever the run used: what is asked of its checkpoints is small. The user's overrides come after these."""
     neutral = ", ".join(f"{key}: {json.dumps(value)}" for key, value in asdict(ParallelConfig()).items())
-    parts = [name for name, part in tree.get("model", {}).items() if part is not None]
+    parts = [name for name, part in tree.get("model", {}).items() if isinstance(part, dict)]
     return ["launcher.nproc=1", *(f"model.{name}.parallel={{{neutral}}}" for name in parts)]
 
 

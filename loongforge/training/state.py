@@ -73,6 +73,6 @@ def _forms(tree: dict[str, Any]) -> dict[str, str]:
     precision = tree["trainer"].get("precision", TrainerConfig.precision)
     forms = {"optimizer.distributed": str(distributed).lower()}
     for name, part in tree["model"].items():
-        if part is not None and not part.get("freeze"):
+        if isinstance(part, dict) and not part.get("freeze"):
             forms[f"model.{name}.dtype (null: trainer.precision)"] = part.get("dtype") or precision
     return forms

@@ -167,8 +167,8 @@ class LlamaConfig(LLMConfig):
 
         return to_hf(self)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, whole: bool) -> dict[str, Any]:
         """With the width of a head and the window of each layer spelled out."""
-        found = {**super().settings(), "head_dim": self.head_size, "sliding_window": self.windows}
+        found = {**super().settings(whole=whole), "head_dim": self.head_size, "sliding_window": self.windows}
         del found["window_layers"]
         return found
