@@ -39,6 +39,8 @@ _TYPES: dict[str, dict[str, str | type]] = {
     "llm": {
         "llama": "loongforge.components.llm.llama.config:LlamaConfig",
         "mistral": "loongforge.components.llm.llama.families:MistralConfig",
+        "qwen2_vl_text": "loongforge.components.llm.llama.qwen_vl:Qwen2VLTextConfig",
+        "qwen2_5_vl_text": "loongforge.components.llm.llama.qwen_vl:Qwen25VLTextConfig",
         "qwen2": "loongforge.components.llm.llama.families:Qwen2Config",
         "qwen3": "loongforge.components.llm.llama.families:Qwen3Config",
         "qwen3_moe": "loongforge.components.llm.llama.qwen3_moe:Qwen3MoeConfig",

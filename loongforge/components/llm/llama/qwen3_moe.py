@@ -113,8 +113,11 @@ class Qwen3MoeConfig(Qwen3Config):
             "decoder_sparse_step": self.expert_layer_step,
         }
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, whole: bool) -> dict[str, Any]:
         """With the layers that have experts spelled out."""
-        found = {**super().settings(), "dense_layers": [self.has_experts(layer) for layer in range(self.num_layers)]}
+        found = {
+            **super().settings(whole=whole),
+            "dense_layers": [self.has_experts(layer) for layer in range(self.num_layers)],
+        }
         del found["expert_layer_step"]
         return found

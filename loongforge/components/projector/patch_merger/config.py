@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.parallel.images import ImageShape
@@ -20,6 +21,7 @@ class PatchMergerConfig(ProjectorConfig):
     """Norm of each feature, then neighbours side by side through linear, exact GELU, linear (arXiv 2409.12191)."""
 
     any_size: ClassVar[bool] = True
+    hf_model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
 
     merge_size: int = 2
     """So many rows and columns of features become one LLM token."""
@@ -27,6 +29,16 @@ class PatchMergerConfig(ProjectorConfig):
     """`layer_norm` in Qwen2-VL, `rms_norm` in Qwen2.5-VL."""
     norm_eps: float = 1e-6
     """Epsilon of the norm."""
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> PatchMergerConfig:
+        """From `config.json` of a whole Qwen2-VL or Qwen2.5-VL."""
+        norm: Literal["layer_norm", "rms_norm"] = "layer_norm" if hf.get("model_type") == "qwen2_vl" else "rms_norm"
+        return cls(type="patch_merger", norm=norm, merge_size=hf["vision_config"].get("spatial_merge_size", 2))
+
+    def to_hf(self) -> dict[str, Any]:
+        """Nothing: all of it follows from the model type and the vision section."""
+        return {}
 
     def num_tokens(self, num_features: int) -> int:
         """LLM tokens of a square image of so many features."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loongforge.components.vision.base import AnySizeVisionConfig
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class QwenViTConfig(AnySizeVisionConfig):
     """What both have in common: pre-norm layers without a last norm, each frame attending to itself."""
+
+    hf_free: ClassVar[frozenset[str]] = frozenset({"image_size"})
+    hf_whole: ClassVar[frozenset[str]] = frozenset(
+        {"image_mean", "image_std", "image_resize", "min_pixels", "max_pixels"}
+    )
 
     patch_size: int = 14
     image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
@@ -147,10 +153,27 @@ class QwenViTConfig(AnySizeVisionConfig):
 class Qwen2ViTConfig(QwenViTConfig):
     """The encoder of Qwen2-VL (transformers `Qwen2VisionTransformerPretrainedModel`)."""
 
+    hf_model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl_vision",)
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> Qwen2ViTConfig:
+        """From the vision section of `config.json`."""
+        from loongforge.components.vision.qwen_vl.hf_config import qwen2_from_hf
+
+        return qwen2_from_hf(cls, hf)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The vision section of `config.json`, but for the LLM's width."""
+        from loongforge.components.vision.qwen_vl.hf_config import qwen2_to_hf
+
+        return qwen2_to_hf(self)
+
 
 @dataclass(kw_only=True)
 class Qwen25ViTConfig(QwenViTConfig):
     """The encoder of Qwen2.5-VL (transformers `Qwen2_5_VisionTransformerPretrainedModel`): RMSNorm, SwiGLU, windows."""
+
+    hf_model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl_vision",)
 
     window_size: int = 112
     """Edge of an attention window in pixels."""
@@ -172,6 +195,19 @@ class Qwen25ViTConfig(QwenViTConfig):
     def is_windowed(self, layer: int) -> bool:
         """All others have windows."""
         return layer not in self.full_attention_layers
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> Qwen25ViTConfig:
+        """From the vision section of `config.json`."""
+        from loongforge.components.vision.qwen_vl.hf_config import qwen25_from_hf
+
+        return qwen25_from_hf(cls, hf)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The vision section of `config.json`, but for the LLM's width."""
+        from loongforge.components.vision.qwen_vl.hf_config import qwen25_to_hf
+
+        return qwen25_to_hf(self)
 
     @property
     def window_tokens(self) -> int:
