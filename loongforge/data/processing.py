@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from loongforge.config.errors import UserError
-from loongforge.data.chat import GENERATION_HELP, Message, check_roles, count_placeholders, fit_template, marks_answers
+from loongforge.data.chat import (
+    GENERATION_HELP,
+    Message,
+    check_roles,
+    count_placeholders,
+    fit_template,
+    marks_answers,
+    refuse_in_text,
+    spell_images,
+)
 from loongforge.data.images import ImageProcessor
 from loongforge.data.processed import Encoded, ProcessedSample, Tiles, num_tokens
 from loongforge.data.sample import MAX_SAMPLE_BYTES, RawSample, SampleError, SampleMeta
@@ -29,6 +38,7 @@ class SampleProcessor:
         *,
         max_length: int,
         image_token: str = "<image>",
+        placeholder: str | None = None,
         num_image_tokens: int = 0,
         num_patches: int = 1,
         image_processor: ImageProcessor | None = None,
@@ -39,7 +49,8 @@ class SampleProcessor:
 
         tokenizer: with a chat template that has `{% generation %}` blocks (raw text needs none).
         max_length: longest sample in tokens, image tokens included.
-        image_token: placeholder of an image in messages, and its token.
+        image_token: stands for one row of an image.
+        placeholder: stands for an image in the text of messages; None: the image token.
         num_image_tokens: tokens of one image, where all images have as many.
         num_patches: its patches.
         image_processor: None for a model without vision.
@@ -52,6 +63,7 @@ class SampleProcessor:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.image_token = image_token
+        self.placeholder = placeholder or image_token
         self.num_image_tokens = num_image_tokens
         self._tile = ImageShape(1, num_patches, num_patches, num_image_tokens)
         self.image_processor = image_processor
@@ -289,7 +301,8 @@ class SampleProcessor:
                 "give a Jinja file as data.chat_template"
             )
         template = self.tokenizer.get_chat_template()
-        fitted = fit_template(messages, template, self.image_token)
+        spelled = spell_images(messages, template, self.placeholder, self.image_token)
+        fitted = fit_template(spelled, template, self.image_token)
         try:
             return self.tokenizer.apply_chat_template(fitted, tokenize=True, return_dict=True, **options)
         except TemplateError as error:
@@ -313,10 +326,12 @@ class SampleProcessor:
         return np.repeat(ids, repeats), np.repeat(learned, repeats)
 
     def _check_images(self, messages: list[Message], num_images: int) -> None:
-        placeholders = count_placeholders(messages, self.image_token)
+        placeholders = count_placeholders(messages, self.placeholder)
+        if self.placeholder != self.image_token:
+            refuse_in_text(messages, self.image_token)
         if placeholders != num_images:
             raise SampleError(
-                f"it has {placeholders} placeholders '{self.image_token}' but {num_images} images",
+                f"it has {placeholders} placeholders '{self.placeholder}' but {num_images} images",
                 problem="image_count",
             )
         if num_images and self.image_processor is None:

@@ -120,8 +120,8 @@ def _read(path: str) -> bytes:
 
 def _prompt(loaded: LoadedModel, prompt: str, contents: list[bytes], names: Sequence[str]) -> Prompt:
     processor = loaded.processor
-    lacking = max(0, len(contents) - prompt.count(processor.image_token))
-    content = f"{processor.image_token}\n" * lacking + prompt
+    lacking = max(0, len(contents) - prompt.count(processor.placeholder))
+    content = f"{processor.placeholder}\n" * lacking + prompt
     try:
         read = [_image(processor, content, name) for content, name in zip(contents, names, strict=True)]
         images = [tiles for tiles, _ in read]

@@ -60,8 +60,8 @@ class Qwen2VL(Family):
         return found
 
     def data_keys(self, hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """The image token."""
-        return {"image_token": token_text(folder, int(hf.get("image_token_id", 151655)))}
+        """The image token; data keep `<image>`, around which the chat template writes begin and end of an image."""
+        return {"image_token": token_text(folder, int(hf.get("image_token_id", 151655))), "placeholder": "<image>"}
 
     def obstacle(self, model: ModelConfig) -> str | None:
         """Encoder, merger and decoder must be this family's."""
