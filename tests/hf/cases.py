@@ -127,6 +127,35 @@ def _qwen2_5_vl() -> Any:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+
+
+def _llava_next() -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=IMAGE_TOKEN,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return LlavaNextForConditionalGeneration(config)
+
+
+def _tiled_inputs(batch: Batch) -> dict[str, Any]:
+    """Tiles of all images one after another, and images of sizes that have these tiles."""
+    from loongforge.components.projector.llava_next.config import _EXAMPLES, LlavaNextProjectorConfig
+    from tests.support.tiny import tiny_vision
+
+    projector, vision = LlavaNextProjectorConfig(type="llava_next", grid_pinpoints=PINPOINTS), tiny_vision()
+    sizes = [(round(width * 32), round(height * 32)) for width, height in _EXAMPLES]
+    known = {projector.shape_of(vision.shape, 32, *size): size[::-1] for size in sizes}
+    images = {}
+    if batch.shapes:
+        images = {"pixel_values": batch.images, "image_sizes": torch.tensor([known[s] for s in batch.shapes])}
+    return {"input_ids": batch.tokens, **images}
+
+
 def _any_size_inputs(batch: Batch) -> dict[str, Any]:
     """Patches of all images, their grids, and where their tokens stand."""
     images = {}
@@ -146,6 +175,7 @@ CASES: dict[str, Case] = {
     "qwen3": Case(_qwen3),
     "llava": Case(lambda: _llava("clip"), sees_images=True),
     "llava siglip qwen2": Case(_llava_qwen2, sees_images=True),
+    "llava_next": Case(_llava_next, _tiled_inputs, sees_images=True),
     "qwen2_vl": Case(_qwen2_vl, _any_size_inputs, sees_images=True),
     "qwen2.5_vl": Case(_qwen2_5_vl, _any_size_inputs, sees_images=True),
 }

@@ -39,7 +39,7 @@ def synthetic_data(config: Config) -> SyntheticData:
     return SyntheticData(
         samples=samples,
         vocab_size=vocab_size,
-        kinds=[projector.shape(kind) for kind in vision.example_shapes()],
+        kinds=projector.example_shapes(vision.example_shapes(), vision.image_size),
         pixel_row=vision.pixel_row,
         any_size=differ_in_size(config.model),
     )
