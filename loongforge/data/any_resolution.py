@@ -44,9 +44,9 @@ class AnyResolutionImageProcessor(ImageProcessor):
         points = [list(size) for size in self.projector.grid_pinpoints]
         return [self.image_size, self.vision.num_image_tokens, points]
 
-    def shapes(self, width: int, height: int, tile: ImageShape) -> tuple[ImageShape, ...]:
+    def shapes(self, size: tuple[int, ...], tile: ImageShape) -> tuple[ImageShape, ...]:
         """All tiles of an image together: one rank encodes them."""
-        return (self._known(width, height),)
+        return (self._known(size[0], size[1]),)
 
     def _shape(self, width: int, height: int) -> ImageShape:
         return self.projector.shape_of(self.vision.shape, self.image_size, width, height)

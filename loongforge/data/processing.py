@@ -105,7 +105,7 @@ class SampleProcessor:
         """Whether an image's size decides how many tokens it has."""
         return self.any_size or (self.image_processor is not None and self.image_processor.max_tiles > 1)
 
-    def images(self, sizes: Sequence[tuple[int, int]]) -> list[Tiles]:
+    def images(self, sizes: Sequence[tuple[int, ...]]) -> list[Tiles]:
         """What images of these sizes become.
 
         Raises:
@@ -113,7 +113,7 @@ class SampleProcessor:
         """
         if self.image_processor is None or not self._reads_sizes:
             return [(self._tile,)] * len(sizes)
-        return [self.image_processor.shapes(*size, self._tile) for size in sizes]
+        return [self.image_processor.shapes(size, self._tile) for size in sizes]
 
     def read_image(self, content: bytes) -> tuple[Tiles, list[np.ndarray]]:
         """What an encoded image becomes, and its pixels, for `normalise`.
@@ -130,7 +130,7 @@ class SampleProcessor:
         """What the images of a sample become; headers are read where they matter."""
         return self.images(self._sizes(sample) if self._reads_sizes else [(0, 0)] * len(sample.images))
 
-    def _sizes(self, sample: RawSample) -> list[tuple[int, int]]:
+    def _sizes(self, sample: RawSample) -> list[tuple[int, ...]]:
         images = self.image_processor
         return [images.size(content) for content in self._contents(sample)] if images is not None else []
 

@@ -56,7 +56,7 @@ def test_pixels_are_those_of_transformers(size: tuple[int, int]) -> None:
     found = ours.normalise(ours.tiles(_png(*size)))
     assert found.shape == theirs.shape
     assert np.abs(found - theirs).max() < 1e-6
-    assert ours.shapes(*size, ours.vision.shape)[0].pixels == len(found)
+    assert ours.shapes(size, ours.vision.shape)[0].pixels == len(found)
 
 
 @given(width=st.integers(4, 900), height=st.integers(4, 900), patch=st.sampled_from([2, 4, 8, 16]))
@@ -66,7 +66,7 @@ def test_numbers_of_tokens_are_those_of_transformers(width: int, height: int, pa
     processor._get_unpadded_features = LlavaNextProcessor._get_unpadded_features.__get__(processor)
     expected = LlavaNextProcessor._get_number_of_features(processor, height, width, 32, 32)
     images = _images(patch)
-    (shape,) = images.shapes(width, height, images.vision.shape)
+    (shape,) = images.shapes((width, height), images.vision.shape)
     assert shape.tokens == expected
 
 
@@ -82,4 +82,4 @@ def test_a_sample(processor: SampleProcessor) -> None:
     assert shown.units == tuple(shape.pixels for shape in sample.shapes)
     assert len(shown.pixels) == sum(shown.units)
     again = pickle.loads(pickle.dumps(tiled.image_processor))
-    assert again.shapes(100, 40, again.vision.shape) == sample.images[1]
+    assert again.shapes((100, 40), again.vision.shape) == sample.images[1]
