@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class HFImport:
     """Whether a tensor of the folder has to be one of these components'."""
     family: Family | None
     """Where the whole model is taken."""
+    sections: Mapping[str, Mapping[str, Any]]
+    """Of `config`, by component."""
 
     def problems(self, findings: dict[str, Finding]) -> list[str]:
         """Everything that is wrong with the folder, given what all ranks found."""
@@ -63,7 +65,7 @@ def import_whole(model: ModelConfig, path: Path) -> HFImport:
         differences += setting_differences(name, part, other, whole=True, path=path)
     _require_equal(differences, path)
     sources = {name: HFSource(folder, family.name_map(name, part), name) for name, part in ours.items()}
-    return HFImport(path, config, sources, lambda name: True, family)
+    return HFImport(path, config, sources, lambda name: True, family, family.sections(config))
 
 
 def import_component(name: str, component: ComponentConfig, path: Path) -> HFImport:
@@ -82,12 +84,14 @@ def import_component(name: str, component: ComponentConfig, path: Path) -> HFImp
         assert isinstance(theirs, FamilyConfig)
         _require_equal(setting_differences(name, component, theirs, whole=False, path=path), path)
     if family is not None and len(sections) > 1:
+        owner = family.owner
         source = HFSource(folder, family.name_map(name, component), name)
-        part_of = family
-        return HFImport(path, config, {name: source}, lambda tensor: part_of.owner(tensor) == name, None)
+        return HFImport(path, config, {name: source}, lambda tensor: owner(tensor) == name, None, sections)
     source = HFSource(folder, component.name_map(), name)
     alone = "model_type" in config and "vision_config" not in config
-    return HFImport(path, config, {name: source}, lambda tensor: alone or _in_a_layer(source, tensor), None)
+    return HFImport(
+        path, config, {name: source}, lambda tensor: alone or _in_a_layer(source, tensor), None, {name: section}
+    )
 
 
 def _in_a_layer(source: HFSource, tensor: str) -> bool:

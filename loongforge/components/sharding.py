@@ -133,9 +133,12 @@ def fill_parameters(
     module: torch.nn.Module,
     full_tensor: Callable[[str, tuple[int, ...]], torch.Tensor],
     group: torch.distributed.ProcessGroup,
+    only: Callable[[str], bool] = lambda name: True,
 ) -> None:
-    """Sets every parameter of this rank's shard to its slice of `full_tensor(global name, full shape)`."""
+    """Sets this rank's shard of the parameters that `only` names to its slice of `full_tensor(global name, shape)`."""
     for shard in shards(module, group):
+        if not only(shard.name):
+            continue
         shard.param.copy_(shard.take(full_tensor(shard.name, shard.shape)))
 
 
@@ -165,7 +168,13 @@ def gather_parameters(
 
 
 def draw_parameters(
-    module: torch.nn.Module, *, component: str, seed: int, std: float, group: torch.distributed.ProcessGroup
+    module: torch.nn.Module,
+    *,
+    component: str,
+    seed: int,
+    std: float,
+    group: torch.distributed.ProcessGroup,
+    only: Callable[[str], bool] = lambda name: True,
 ) -> None:
     """First weights: norm weights 1, biases 0, adapters as peft draws them, everything else N(0, std).
 
@@ -183,4 +192,4 @@ def draw_parameters(
             return torch.empty(shape).uniform_(-1, 1, generator=generator) / shape[1] ** 0.5
         return torch.randn(shape, generator=generator) * std
 
-    fill_parameters(module, full_tensor, group)
+    fill_parameters(module, full_tensor, group, only)

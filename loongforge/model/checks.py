@@ -10,9 +10,15 @@ from loongforge.config.schema import Config, ModelConfig
 from loongforge.parallel.layout import Layout
 
 
-def check_model(config: Config, layout: Layout) -> None:
-    """Raises one UserError that lists everything in the model that does not fit."""
-    found = problems(config, layout)
+def check_model(config: Config, layout: Layout, *, trains: bool = True) -> None:
+    """Raises one UserError that lists everything in the model that does not fit.
+
+    Args:
+        config: The recipe.
+        layout: Of the run.
+        trains: Check the batches of training as well.
+    """
+    found = problems(config, layout) if trains else model_problems(config.model, layout)
     if found:
         raise UserError("The model cannot be built:\n" + "\n".join(f"  - {line}" for line in found))
 

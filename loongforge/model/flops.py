@@ -53,7 +53,8 @@ def forward_flops(model: ModelConfig, *, tokens: float, images: float, seq_len: 
         sizes = dict(input_size=vision.output_size, output_size=llm.hidden_size)
         found["vision"] = images * vision.flops() * projector.typical_tiles
         found["projector"] = images * projector.flops(vision.num_image_tokens, **sizes)
-    return found | {"llm": tokens * llm.flops(seq_len)}
+    share = images * image_tokens(model) / tokens if tokens else 0.0
+    return found | {"llm": tokens * llm.flops_with_images(seq_len, min(1.0, share))}
 
 
 def training_factors(model: ModelConfig) -> dict[str, int]:

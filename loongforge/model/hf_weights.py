@@ -32,6 +32,21 @@ def load_hf_weights(model: VisionLanguageModel, wanted: HFImport) -> dict[str, F
     Raises:
         UserError: everything that is missing, left over or of another shape; no weight has changed then.
     """
+    mine, findings = _checked(model, wanted)
+    with _progress(mine) as advance:
+        for name, own in mine.items():
+            for count in wanted.sources[name].fill(own):
+                advance(count)
+    return findings
+
+
+def check_hf_weights(model: VisionLanguageModel, wanted: HFImport) -> dict[str, Finding]:
+    """As `load_hf_weights`, without reading weights."""
+    return _checked(model, wanted)[1]
+
+
+def _checked(model: VisionLanguageModel, wanted: HFImport) -> tuple[dict[str, list[Shard]], dict[str, Finding]]:
+    """This rank's shards, and what all ranks found."""
     parts = {name: part for name, part in model.components().items() if name in wanted.sources}
     mine = {name: _own_shards(part) for name, part in parts.items()}
     findings = {name: Finding() for name in wanted.sources}
@@ -41,11 +56,7 @@ def load_hf_weights(model: VisionLanguageModel, wanted: HFImport) -> dict[str, F
     if problems:
         assert isinstance(problems, list)
         raise UserError(f"{wanted.path} does not hold what the recipe describes:{listed(problems)}")
-    with _progress(mine) as advance:
-        for name, own in mine.items():
-            for count in wanted.sources[name].fill(own):
-                advance(count)
-    return findings
+    return mine, findings
 
 
 def _own_shards(part: Any) -> list[Shard]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loongforge.checkpoint.hf_folder import HFFolder
-from loongforge.checkpoint.hf_import import import_component, import_whole
+from loongforge.checkpoint.hf_import import HFImport, import_component, import_whole
+from loongforge.checkpoint.hf_origin import FOLDER, write_origin
 from loongforge.checkpoint.hf_source import Finding
 from loongforge.checkpoint.lifecycle import resolve
 from loongforge.config.errors import UserError
@@ -36,23 +39,41 @@ def check_init_from(config: Config) -> None:
             raise UserError(f"{key}={path}: no such folder")
 
 
-def load_initial_weights(config: Config, model: VisionLanguageModel, groups: Groups) -> list[str]:
-    """Takes the weights that the recipe starts from. Collective over the world.
+@dataclass
+class StartingWeights:
+    """What `init_from` brought."""
 
-    Returns:
-        A line for each component that took some.
-    """
-    notes = []
+    notes: list[str] = field(default_factory=list)
+    """A line for each component."""
+    imports: list[tuple[HFImport, dict[str, Finding]]] = field(default_factory=list)
+    checkpoints: list[Path] = field(default_factory=list)
+    """Of loongforge."""
+
+    def keep_origin(self, folder: Path) -> None:
+        """Writes what an export needs of the folders. One rank's work."""
+        for path in self.checkpoints:
+            if (path / FOLDER).is_dir():
+                shutil.copytree(path / FOLDER, folder, dirs_exist_ok=True)
+        if self.imports:
+            write_origin(folder, self.imports)
+
+
+def load_initial_weights(config: Config, model: VisionLanguageModel, groups: Groups) -> StartingWeights:
+    """Takes the weights that the recipe starts from. Collective over the world."""
+    started = StartingWeights()
     for name, path in starting_points(config).items():
         if HFFolder.is_one(path):
             parts = component_configs(config)
             wanted = import_whole(config.model, path) if name is None else import_component(name, parts[name], path)
-            notes += describe(load_hf_weights(model, wanted), path)
+            findings = load_hf_weights(model, wanted)
+            started.imports.append((wanted, findings))
+            started.notes += describe(findings, path)
         else:
             found = resolve(path).path
             load_weights(found, model, groups, None if name is None else [name], new_adapters=True)
-            notes.append(f"{name or 'model'}: weights from {found}")
-    return notes
+            started.checkpoints.append(found)
+            started.notes.append(f"{name or 'model'}: weights from {found}")
+    return started
 
 
 def describe(findings: dict[str, Finding], path: Path) -> list[str]:
