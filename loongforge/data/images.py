@@ -173,7 +173,7 @@ def tile_grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Three channels; transparent parts become white."""
     if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 

@@ -53,8 +53,13 @@ def parse_record(line: bytes) -> dict[str, Any]:
     """A JSON object from bytes; SampleError where it is none."""
     try:
         record = json.loads(line)
-        if b"\\ud" in line.lower():  # half of a surrogate pair is no text, and no tokenizer takes it
+        if b"\\ud" in line.lower():
             json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise SampleError(
+            f"it holds {half}, half of a surrogate pair, which is no character", problem="lone_surrogate"
+        ) from error
     except UnicodeError as error:
         raise SampleError(f"it is not UTF-8: {error}", problem="not_utf8") from error
     except (ValueError, RecursionError) as error:
