@@ -34,7 +34,7 @@ _TYPES: dict[str, dict[str, str | type]] = {
     "projector": {
         "linear": "loongforge.components.projector.mlp.config:LinearConfig",
         "mlp2x_gelu": "loongforge.components.projector.mlp.config:MLP2xGELUConfig",
-        "llava_next": "loongforge.components.projector.llava_next.config:LlavaNextProjectorConfig",
+        "llava_next": "loongforge.components.projector.mlp.llava_next:LlavaNextProjectorConfig",
         "patch_merger": "loongforge.components.projector.patch_merger.config:PatchMergerConfig",
     },
     "llm": {

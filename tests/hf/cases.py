@@ -167,7 +167,7 @@ def _llava_next() -> Any:
 
 def _tiled_inputs(batch: Batch) -> dict[str, Any]:
     """Tiles of all images one after another, and images of sizes that have these tiles."""
-    from loongforge.components.projector.llava_next.config import _EXAMPLES, LlavaNextProjectorConfig
+    from loongforge.components.projector.mlp.llava_next import _EXAMPLES, LlavaNextProjectorConfig
     from tests.support.tiny import tiny_vision
 
     projector, vision = LlavaNextProjectorConfig(type="llava_next", grid_pinpoints=PINPOINTS), tiny_vision()
