@@ -9,7 +9,7 @@ import torch
 
 from loongforge.checkpoint.hf_folder import DTYPES, HFFolder
 from loongforge.components.hf import NameMap, Rule
-from loongforge.components.sharding import Shard
+from loongforge.components.sharding import Shard, is_padded
 
 
 @dataclass
@@ -97,7 +97,7 @@ class HFSource:
         return str(stored.file), stored.start
 
     def _shard(self, shard: Shard, rule: Rule, pieces: list[str]) -> torch.Tensor:
-        if len(pieces) == 1 and self._rows_missing(pieces[0], shard):
+        if len(pieces) == 1 and (self._rows_missing(pieces[0], shard) or is_padded(shard.param)):
             return self._grown(pieces[0], shard)
         # parts of stacked tensors make up a part of ours where ours divides each of them on its own
         if shard.axis is None or not rule.reads_parts(shard.tp) or (rule.join is torch.cat and not shard.gated):
@@ -108,7 +108,7 @@ class HFSource:
         return len(shard.shape) == 2 and self.folder.tensors[name].shape[0] < shard.shape[0]
 
     def _grown(self, name: str, shard: Shard) -> torch.Tensor:
-        """Rows of a grown vocabulary: those of new tokens are the mean of all old ones."""
+        """Rows of a grown vocabulary: those of new tokens are the mean of all old ones, and padding is zero."""
         stored = self.folder.tensors[name]
         old, width = stored.shape
         count = shard.param.shape[0]
@@ -117,8 +117,10 @@ class HFSource:
         kept = max(0, min(count, old - first))
         if kept:
             result[:kept] = self.folder.read_range(name, 0, first, kept)
-        if kept < count:
-            result[kept:] = self._mean_row(name)
+        real = max(kept, min(count, shard.shape[0] - first))
+        if kept < real:
+            result[kept:real] = self._mean_row(name)
+        result[real:] = 0
         return result
 
     def _mean_row(self, name: str) -> torch.Tensor:

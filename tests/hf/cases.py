@@ -193,6 +193,7 @@ def _any_size_inputs(batch: Batch) -> dict[str, Any]:
 CASES: dict[str, Case] = {
     "llama": Case(_llama),
     "llama tied": Case(lambda: _llama(tie_word_embeddings=True)),
+    "llama, odd vocabulary": Case(lambda: _llama(vocab_size=131), layouts=("tp4",)),
     "llama 3.1": Case(_llama_3_1, layouts=("pp3",)),
     "qwen2": Case(_qwen2),
     "qwen3": Case(_qwen3, layouts=("tp4",)),
