@@ -149,7 +149,7 @@ def read_state(template: dict[str, Any], path: Path) -> dict[str, Any]:
     except CheckpointException as error:
         for cause, _ in error.failures.values():
             if isinstance(cause, UserError):
-                raise cause from error
+                raise UserError(f"{path}: {cause}") from error
         raise
 
 

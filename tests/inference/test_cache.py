@@ -25,7 +25,8 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def _runner(groups: Any, name: str) -> Runner:
     config = tiny_config(**MODELS[name])
-    for part in (config.model.vision, config.model.projector, config.model.llm):
+    parts: list[Any] = [config.model.vision, config.model.projector, config.model.llm]
+    for part in parts:
         part.init_std = 0.2  # so that every parameter matters
     return Runner(build_model(config, groups, image_token=IMAGE_TOKEN), groups)
 

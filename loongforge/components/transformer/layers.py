@@ -18,14 +18,11 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
-    TransformerLayerSubmodules,
-    get_transformer_layer_offset,
-)
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
 
 from loongforge.components.context import BuildContext
 from loongforge.components.transformer.attention import TorchAttention, TorchSelfAttention
+from loongforge.components.transformer.layer import Block, Layer
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear
 from loongforge.components.transformer.mlp import FeedForward
 from loongforge.kernels import ops
@@ -110,7 +107,7 @@ def _layer_spec(
         k_layernorm=head_norm,
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=Layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
             self_attention=ModuleSpec(module=attention_type, params={"attn_mask_type": mask}, submodules=attention),
@@ -153,7 +150,7 @@ def transformer_block(
         _layer_spec(mask, qk_norm, feed_forward(layer) if feed_forward else dense, attention_type, core_type)
         for layer in layers
     ]
-    return TransformerBlock(
+    return Block(
         config,
         TransformerBlockSubmodules(layer_specs=specs, layer_norm=TorchNorm if final_norm else None),
         post_layer_norm=final_norm,
