@@ -206,7 +206,7 @@ class TorchSelfAttention(SelfAttention):
         return ops.rotary(heads, *rotary.to(heads.dtype).unbind())
 
     def _split_heads(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[S, B, width]` -> q and k `[S, B, groups, heads of a group + 1, head_dim]`, v `[..., groups, 1, head_dim]`."""
+        """`[S, B, width]` -> q and k `[S, B, groups, heads of a group + 1, head_dim]`, v `[..., 1, head_dim]`."""
         ranks, all_groups = self.tp_group.size(), self.config.num_query_groups
         assert all_groups is not None
         groups, head = max(1, all_groups // ranks), self.hidden_size_per_attention_head
