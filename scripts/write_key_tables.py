@@ -30,6 +30,7 @@ _SECTIONS = {
     "trainer": schema.TrainerConfig,
     "checkpoint": schema.CheckpointConfig,
     "logging": schema.LoggingConfig,
+    "kernels": schema.KernelsConfig,
     "launcher": schema.LauncherConfig,
     "cluster": schema.ClusterConfig,
     "cluster.slurm": schema.SlurmConfig,

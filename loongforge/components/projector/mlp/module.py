@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -11,6 +10,7 @@ from loongforge.components.context import BuildContext
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
 from loongforge.components.transformer.layers import transformer_config
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear, WholeLinear
+from loongforge.kernels import ops
 
 
 def _layer_config(context: BuildContext, width: int) -> TransformerConfig:
@@ -46,4 +46,4 @@ class MLPProjector(MegatronModule):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[P, N, input_size]` -> `[P, N, output_size]`."""
         hidden, _ = self.linear_1(features)
-        return self.linear_2(F.gelu(hidden))[0]
+        return self.linear_2(ops.gelu(hidden))[0]
