@@ -118,7 +118,8 @@ class HFSource:
         return [found for bare in self.names.bare_names(name) if (found := self.find(bare, rule))]
 
     def _grows(self, pieces: list[str], shape: tuple[int, ...]) -> bool:
-        return len(pieces) == 1 and len(shape) == 2 and self.folder.tensors[pieces[0]].shape[0] < shape[0]
+        stored = self.folder.tensors[pieces[0]].shape
+        return len(pieces) == 1 and len(shape) == len(stored) == 2 and stored[0] < shape[0]
 
     def _shard(self, shard: Shard, rule: Rule) -> torch.Tensor:
         pieces = self._pieces(shard.name, rule)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
@@ -26,14 +27,14 @@ def recipe_processor(config: Config) -> SampleProcessor:
         UserError: tokenizer or data set that cannot be had.
     """
     from loongforge.data import builtin
-    from loongforge.data.processing import build_processor
-    from loongforge.model.flops import image_tokens
+    from loongforge.data.build import build_processor
 
-    vision, llm = config.model.vision, config.model.llm
+    vision, projector, llm = config.model.vision, config.model.projector, config.model.llm
     assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
+    assert projector is None or isinstance(projector, ProjectorConfig)
     if config.data.builtin is not None:
         builtin.build(config.data.builtin, config.data.dir)
-    return build_processor(config.data, vision, llm, num_image_tokens=image_tokens(config.model))
+    return build_processor(config.data, vision, llm, projector=projector)
 
 
 def recipe_layout(config: Config) -> Layout | None:
@@ -130,4 +131,4 @@ def _first_places(
 
 
 def _load(processor: SampleProcessor, meta: SampleMeta) -> Load:
-    return Load(meta.text_tokens, tuple(processor.units(meta.image_sizes)))
+    return Load(meta.text_tokens, tuple(processor.images(meta.image_sizes)))

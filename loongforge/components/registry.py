@@ -28,14 +28,20 @@ _TYPES: dict[str, dict[str, str | type]] = {
     "vision": {
         "clip_vit": "loongforge.components.vision.vit.config:ClipViTConfig",
         "siglip_vit": "loongforge.components.vision.vit.config:SiglipViTConfig",
+        "qwen2_vit": "loongforge.components.vision.qwen_vl.config:Qwen2ViTConfig",
+        "qwen2_5_vit": "loongforge.components.vision.qwen_vl.config:Qwen25ViTConfig",
     },
     "projector": {
         "linear": "loongforge.components.projector.mlp.config:LinearConfig",
         "mlp2x_gelu": "loongforge.components.projector.mlp.config:MLP2xGELUConfig",
+        "llava_next": "loongforge.components.projector.mlp.llava_next:LlavaNextProjectorConfig",
+        "patch_merger": "loongforge.components.projector.patch_merger.config:PatchMergerConfig",
     },
     "llm": {
         "llama": "loongforge.components.llm.llama.config:LlamaConfig",
         "mistral": "loongforge.components.llm.llama.families:MistralConfig",
+        "qwen2_vl_text": "loongforge.components.llm.llama.qwen_vl:Qwen2VLTextConfig",
+        "qwen2_5_vl_text": "loongforge.components.llm.llama.qwen_vl:Qwen25VLTextConfig",
         "qwen2": "loongforge.components.llm.llama.families:Qwen2Config",
         "qwen3": "loongforge.components.llm.llama.families:Qwen3Config",
         "qwen3_moe": "loongforge.components.llm.llama.qwen3_moe:Qwen3MoeConfig",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from loongforge.data.processed import ProcessedSample
+from loongforge.data.processed import ProcessedSample, num_tokens
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample
 
@@ -64,9 +64,16 @@ def preview(sample: ProcessedSample, processor: SampleProcessor, raw: RawSample 
         num_learned=len(learned),
         learned_text=processor.decode(learned.tolist()),
         roles=_roles(sample, pieces, processor, raw) if raw is not None else {},
-        pixels=sample.pixels,
-        units=sample.units,
+        pixels=[tile for pixels in sample.pixels for tile in (pixels if pixels.ndim == 4 else [pixels])],
+        units=_tiles(sample),
     )
+
+
+def _tiles(sample: ProcessedSample) -> tuple[int, ...]:
+    """Of each image; where the encoder takes an image's tiles together, as many as there are pictures."""
+    if not any(pixels.ndim == 4 for pixels in sample.pixels):
+        return sample.units
+    return tuple(len(pixels) for pixels in sample.pixels)
 
 
 def _pieces(sample: ProcessedSample, images: dict[int, int], processor: SampleProcessor) -> list[Piece]:
@@ -138,7 +145,7 @@ def _roles_in(pieces: list[Piece], processor: SampleProcessor, raw: RawSample) -
 def _image_spans(sample: ProcessedSample, processor: SampleProcessor) -> list[tuple[int, int]]:
     """Neighbouring images are told apart by their lengths."""
     positions = np.flatnonzero(sample.ids == processor.image_token_id)
-    lengths = [units * processor.num_image_tokens for units in sample.units]
+    lengths = [num_tokens(tiles) for tiles in sample.images]
     firsts = np.cumsum([0, *lengths[:-1]])
     return (
         [(int(start), int(start) + length) for start, length in zip(positions[firsts], lengths, strict=True)]

@@ -9,6 +9,16 @@ from itertools import pairwise
 import numpy as np
 
 from loongforge.data.sample import RawSample
+from loongforge.parallel.images import ImageShape
+
+Tiles = tuple[ImageShape, ...]
+"""What the encoder sees of one image."""
+
+
+def num_tokens(tiles: Tiles) -> int:
+    """LLM tokens of an image."""
+    return sum(tile.tokens for tile in tiles)
+
 
 _OBJECTS = 1000
 """Bytes of the objects around a sample's arrays; more than those of a short text."""
@@ -27,12 +37,22 @@ class ProcessedSample:
     """uint8 [H, W, 3] each: resized, not yet normalised."""
     num_cut: int = 0
     """Text tokens left out because the sample was too long (`data.too_long: truncate_text`)."""
-    units: tuple[int, ...] = ()
-    """Images that the encoder sees of each image: its tiles, decoded or not."""
+    images: tuple[Tiles, ...] = ()
+    """What each image becomes, decoded or not."""
     names: tuple[str, ...] = ()
     """Ids of the documents of a packed row; empty: the sample is one document."""
     ends: tuple[int, ...] = ()
     """Where each of them ends; its first token is no target."""
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Images that the encoder sees of each image: its tiles."""
+        return tuple(map(len, self.images))
+
+    @property
+    def shapes(self) -> list[ImageShape]:
+        """Of all that the encoder sees."""
+        return [shape for tiles in self.images for shape in tiles]
 
     @property
     def num_units(self) -> int:
@@ -53,7 +73,7 @@ class Encoded:
     learned: np.ndarray
     num_cut: int = 0
     ends: tuple[int, ...] = ()
-    units: tuple[int, ...] = ()
+    images: tuple[Tiles, ...] = ()
     """See `ProcessedSample`, as for the others."""
 
     @property
@@ -68,7 +88,7 @@ def documents(raw: RawSample, done: ProcessedSample) -> Iterator[tuple[RawSample
         yield raw, done
     first = 0
     for document, (start, end) in zip(raw.documents, pairwise((0, *done.ends)), strict=True):
-        units = done.units[first : first + len(document.images)]
-        first += len(units)
+        images = done.images[first : first + len(document.images)]
+        first += len(images)
         ids, learned = done.ids[start:end], done.learned[start:end]
-        yield document, ProcessedSample(document.id, ids, learned, num_cut=done.num_cut, units=units)
+        yield document, ProcessedSample(document.id, ids, learned, num_cut=done.num_cut, images=images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from loongforge.inference.rows import Rows
 from loongforge.inference.sampling import GREEDY, Place, Sampling, next_tokens
 from loongforge.model.execution import Runner
+from loongforge.parallel.images import Shapes, total
 from loongforge.parallel.session import gather_lists
 
 
@@ -22,9 +23,23 @@ class Prompt:
     ids: list[int]
     """Token ids, image tokens expanded."""
     images: np.ndarray
-    """float32 `[N, 3, H, W]`, in order of appearance; N may be 0."""
+    """float32 `[N, 3, H, W]`, in order of appearance; N may be 0. With `shapes`: their rows of pixels."""
+    shapes: Shapes | None = None
+    """Of the images; None: they are of the encoder's one size."""
     key: int = 0
     """Tells the draws of this prompt's answer from those of others."""
+
+    @property
+    def num_images(self) -> int:
+        """Its images."""
+        return len(self.images) if self.shapes is None else len(self.shapes)
+
+    def behind(self, tokens: int, images: int) -> Prompt:
+        """What follows so many tokens and images."""
+        if self.shapes is None:
+            return replace(self, ids=self.ids[tokens:], images=self.images[images:])
+        rows = total(self.shapes[:images], "pixels")
+        return replace(self, ids=self.ids[tokens:], images=self.images[rows:], shapes=self.shapes[images:])
 
 
 @dataclass(frozen=True)
@@ -136,13 +151,13 @@ class Memory:
             self._rows, self._images, same = Rows(runner, 1, settings.max_length, settings.eos_id), 0, 0
         else:
             self._rows.cache.cut(same)
-        return self._rows, Prompt(prompt.ids[same:], prompt.images[self._images :], prompt.key)
+        return self._rows, prompt.behind(same, self._images)
 
     def end(self, prompt: Prompt, answer: Completion) -> None:
         """Notes what has been cached: all but the last token, which nothing has followed from yet."""
         assert self._rows is not None
         cached = answer.tokens if answer.finish == "eos" else answer.tokens[:-1]
-        self.ids, self._images = prompt.ids + cached, len(prompt.images)
+        self.ids, self._images = prompt.ids + cached, prompt.num_images
         self._rows.cache.catch_up(len(self.ids))
 
 
@@ -168,7 +183,9 @@ class _Line:
             new = [rest]
         self.counts = [len(prompt.ids) for prompt in new]
         images = torch.from_numpy(np.concatenate([prompt.images for prompt in new])).to(runner.device)
-        self.prefill = self.rows.batch([prompt.ids for prompt in new], images)
+        known = [prompt.shapes for prompt in new if prompt.shapes is not None]
+        shapes = [shape for part in known for shape in part] if known else None
+        self.prefill = self.rows.batch([prompt.ids for prompt in new], images, shapes)
         self.answers = {number: Completion() for number in numbers}
 
     def run(self, image_rows: torch.Tensor | None) -> dict[int, Completion]:

@@ -13,6 +13,7 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.chat import Message
 from loongforge.data.eval_loader import plain
+from loongforge.data.processed import Tiles
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import SampleError
 from loongforge.data.sources.record import image_names, make_sample, parse_record
@@ -110,22 +111,25 @@ def make_prompt(processor: SampleProcessor, question: Question) -> Prompt:
     """
     messages = [{**message, "content": _own_token(message["content"], processor)} for message in question.messages]
     try:
-        tiles = [_tiles(processor, read()) for read in question.images]
-        ids = processor.render_prompt(messages, [len(part) for part in tiles])
+        found = [_image(processor, read()) for read in question.images]
+        images = [tiles for tiles, _ in found]
+        ids = processor.render_prompt(messages, images)
     except SampleError as error:
         raise UserError(f"{question.where}: {error}") from error
-    return Prompt(ids, processor.normalise([tile for part in tiles for tile in part]), key=_key(question.id))
+    shapes = [shape for tiles in images for shape in tiles] if processor.any_size else None
+    pixels = processor.normalise([tile for _, part in found for tile in part])
+    return Prompt(ids, pixels, shapes, key=_key(question.id))
 
 
 def _own_token(content: object, processor: SampleProcessor) -> object:
-    """Text with the tokenizer's image token for our placeholder."""
-    return content.replace(PLACEHOLDER, processor.image_token) if isinstance(content, str) else content
+    """Text with the recipe's placeholder for ours."""
+    return content.replace(PLACEHOLDER, processor.placeholder) if isinstance(content, str) else content
 
 
-def _tiles(processor: SampleProcessor, content: bytes) -> list[np.ndarray]:
+def _image(processor: SampleProcessor, content: bytes) -> tuple[Tiles, list[np.ndarray]]:
     if processor.image_processor is None:
-        return [np.zeros(0)]  # `render_prompt` says that the model takes no images
-    return processor.image_processor.tiles(content)
+        return (), []  # `render_prompt` says that the model takes no images
+    return processor.read_image(content)
 
 
 def _key(name: str) -> int:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from loongforge.components.transformer.cache import KVCache
 from loongforge.model.execution import Runner
+from loongforge.model.positions import grid_positions
+from loongforge.parallel.images import Shapes
 from loongforge.parallel.routes import ImagePlan
 
 
@@ -21,6 +24,7 @@ class NewTokens:
     images: torch.Tensor
     cu_seqlens: torch.Tensor | None = None
     image_plan: ImagePlan | None = None
+    shapes: Shapes | None = None
 
 
 class Rows:
@@ -39,17 +43,18 @@ class Rows:
         self._last: list[int] = []
         self._chosen = torch.zeros(0, dtype=torch.int64)
 
-    def batch(self, new: Sequence[Sequence[int]], images: torch.Tensor) -> NewTokens:
+    def batch(self, new: Sequence[Sequence[int]], images: torch.Tensor, shapes: Shapes | None = None) -> NewTokens:
         """New tokens of each row, padded on the right.
 
         Args:
             new: At least one token for each row.
-            images: float32 `[N, 3, H, W]`: those whose tokens are among them.
+            images: float32 `[N, 3, H, W]`: those whose tokens are among them; with shapes their rows of pixels.
+            shapes: Of these images; None: they are of the encoder's one size.
         """
         multiple = self.runner.extension_multiple(self.cache)
         length = -(-max(map(len, new)) // multiple) * multiple
         tokens = torch.tensor([[*ids, *[self.pad_id] * (length - len(ids))] for ids in new], device=self.runner.device)
-        return NewTokens(tokens, tokens, images)  # labels are for losses
+        return NewTokens(tokens, tokens, images, shapes=shapes)  # labels are for losses
 
     def extend(
         self, batch: NewTokens, counts: Sequence[int], image_rows: torch.Tensor | None = None
@@ -65,7 +70,7 @@ class Rows:
             Logits `[B, V / tp]` of what follows each row; None except on the last pipeline stage.
         """
         hidden = self.runner.extend(batch, image_rows, self.cache)
-        self.cache.advance(counts)
+        self.cache.advance(counts, self._next_positions(batch, counts))
         if hidden is None:
             return None
         last = [max(count - 1, 0) * len(counts) + row for row, count in enumerate(counts)]
@@ -73,3 +78,12 @@ class Rows:
             self._last, self._chosen = last, torch.tensor(last, device=hidden.device)
         logits: torch.Tensor = self.runner.model.llm.logits(hidden, self._chosen, gathered=True)
         return logits
+
+    def _next_positions(self, batch: NewTokens, counts: Sequence[int]) -> list[int] | None:
+        """Behind these tokens of each row, where those of an image share positions; None: they count on."""
+        model = self.runner.model
+        if not batch.shapes or model.images is None or not getattr(model.llm, "position_axes", False):
+            return None
+        is_image = F.pad(batch.tokens == model.images.token, (0, 1)).cpu().numpy()  # what follows is text
+        found = grid_positions(is_image, batch.shapes)[0]
+        return [self.cache.next_positions[row] + int(found[row, count]) for row, count in enumerate(counts)]

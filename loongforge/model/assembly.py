@@ -20,6 +20,7 @@ from loongforge.config.kernels import KernelsConfig
 from loongforge.config.schema import ComponentConfig, Config
 from loongforge.kernels.backend import Backend, current
 from loongforge.kernels.registry import Selection, bind, choose
+from loongforge.model.flops import differ_in_size
 from loongforge.model.vlm import ImageSpec, VisionLanguageModel
 from loongforge.parallel.groups import Groups
 
@@ -139,9 +140,10 @@ def image_spec(config: Config, image_token: int | None) -> ImageSpec | None:
     if image_token is None or not isinstance(vision, VisionConfig) or projector is None:
         return None
     assert isinstance(llm, LLMConfig)
+    tokens = vision.num_image_tokens
     return ImageSpec(
         token=image_token,
-        feature_shape=(vision.num_image_tokens, vision.output_size),
+        feature_shape=(vision.output_size,) if differ_in_size(config.model) else (tokens, vision.output_size),
         feature_dtype=_dtype(config, vision),
         row_size=llm.hidden_size,
         row_dtype=_dtype(config, llm),

@@ -41,6 +41,11 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
         sizes = dict(input_size=vision.output_size, output_size=llm.hidden_size)
         tp = layout.projector.tp if layout.projector else 1
         found += [f"model.projector.{line}" for line in projector.problems(tp, **sizes)]
+        if projector.cuts_images and vision.any_size:
+            found.append(f"model.projector.type={projector.type} cuts images, which {vision.type} takes whole")
+        elif not vision.any_size:
+            lines = projector.tile_problems(vision.image_size, vision.num_image_tokens)
+            found += [f"model.projector.{line}" for line in lines]
         tokens = projector.num_tokens(vision.num_image_tokens)
         if tokens >= llm.max_seq_len:
             found.append(f"an image takes {tokens} tokens, but model.llm.max_seq_len={llm.max_seq_len}")

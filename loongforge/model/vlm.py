@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 
 from loongforge.components.transformer.cache import CachedStep, KVCache
 from loongforge.components.transformer.sequence import SequenceView
+from loongforge.model.positions import grid_positions
 from loongforge.model.windows import Inputs
+from loongforge.parallel.images import Shapes
 from loongforge.parallel.routes import context_positions
 
 IGNORED = -100  # label of a position that is not learned
@@ -27,8 +30,8 @@ class ImageSpec:
 
     token: int
     """Id that image rows replace."""
-    feature_shape: tuple[int, int]
-    """`(P, width)` of what the vision encoder gives for an image."""
+    feature_shape: tuple[int, ...]
+    """`(P, width)` of what the vision encoder gives for an image; `(width,)` where images differ in size."""
     feature_dtype: torch.dtype
     row_size: int
     """H."""
@@ -42,8 +45,9 @@ class VisionLanguageModel(MegatronModule):
     """This rank's parts of the model. A part that lives on other ranks, or does not exist, is None.
 
     Args:
-        vision: `[N, 3, height, width]` -> `[P, N, width]`.
-        projector: `[P, N, width]` -> `[P, N, H]`.
+        vision: `[N, 3, height, width]` -> `[P, N, width]`; with `any_size`: rows of pixels and the images' shapes ->
+            `[features, width]`.
+        projector: `[P, N, width]` -> `[P', N, H]`; with `any_size` also: `[features, width]` and shapes -> rows.
         llm: Embedding, decoder and output layer (see `LlamaModel` for the methods used here).
         images: What images become; None for a text-only model.
     """
@@ -84,6 +88,23 @@ class VisionLanguageModel(MegatronModule):
         dtype = next((param.dtype for param in self.projector.parameters()), features.dtype)
         return self.projector(features.transpose(0, 1).to(dtype)).transpose(0, 1)
 
+    def encode(self, pixels: torch.Tensor, shapes: Shapes | None = None) -> torch.Tensor:
+        """Pixels -> features `[N, P, width]`; of images with shapes, one after another: `[features, width]`."""
+        assert self.vision is not None
+        if shapes is not None and getattr(self.vision, "any_size", False):
+            return self.vision(pixels, shapes)
+        features = self.vision(pixels).transpose(0, 1)
+        return features if shapes is None else features.flatten(0, 1)
+
+    def project_any(self, features: torch.Tensor, shapes: Shapes) -> torch.Tensor:
+        """Features `[features, width]` of images of any shape -> LLM embeddings `[tokens, H]`, image by image."""
+        assert self.projector is not None
+        if not getattr(self.projector, "any_size", False):
+            parts = features.split([shape.features for shape in shapes])
+            return torch.cat([self.project(part[None])[0] for part in parts])
+        dtype = next((param.dtype for param in self.projector.parameters()), features.dtype)
+        return self.projector(features.to(dtype), shapes)
+
     def view(self, batch: Inputs, cache: KVCache | None = None) -> SequenceView:
         """The positions of a micro-batch that this rank works on.
 
@@ -100,7 +121,19 @@ class VisionLanguageModel(MegatronModule):
         group = self.llm.cp_group
         rank, ranks = (0, 1) if step is not None and not step.from_scratch else (group.rank(), group.size())
         positions = torch.from_numpy(context_positions(length, rank, ranks)).to(device)
-        return SequenceView(positions, length, batch.cu_seqlens, is_image=is_image, step=step)
+        axes = self._axes(batch, cache)
+        return SequenceView(positions, length, batch.cu_seqlens, axes=axes, is_image=is_image, step=step)
+
+    def _axes(self, batch: Inputs, cache: KVCache | None) -> torch.Tensor | None:
+        """Positions on three axes `[3, B, S]`, where images stand in the rows; see `grid_positions`."""
+        if not batch.shapes or not getattr(self.llm, "position_axes", False):
+            return None
+        assert self.images is not None
+        borders = None if batch.cu_seqlens is None else batch.cu_seqlens.cpu().numpy()
+        axes = grid_positions((batch.tokens == self.images.token).cpu().numpy(), batch.shapes, borders)
+        if cache is not None:
+            axes += np.array(cache.next_positions)[:, None]
+        return torch.from_numpy(axes).to(batch.tokens.device)
 
     def embed(self, tokens: torch.Tensor, image_rows: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings `[S, B, H]` with image rows in the places of image tokens.

@@ -45,6 +45,7 @@ class Case:
     """Its model in transformers, as its constructor leaves it."""
     inputs: Callable[[Batch], dict[str, Any]] = _inputs
     """Keyword arguments of its forward pass."""
+    sees_images: bool = False
     layouts: tuple[str, ...] = ()
     """Layouts beside those of all families."""
     changes: dict[str, Any] = field(default_factory=dict)
@@ -128,6 +129,67 @@ def _llava_qwen2() -> Any:
     return _llava("siglip", Qwen2Config(**TEXT, tie_word_embeddings=True))
 
 
+QWEN_TEXT = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}}
+QWEN_IDS = dict(image_token_id=IMAGE_TOKEN, video_token_id=127, vision_start_token_id=126, vision_end_token_id=125)
+
+
+def _qwen2_vl() -> Any:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    tower = dict(depth=3, embed_dim=64, num_heads=4, hidden_size=64)
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=QWEN_TEXT, vision_config=tower, **QWEN_IDS))
+
+
+def _qwen2_5_vl() -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    windows = dict(window_size=56, fullatt_block_indexes=[1])
+    tower = dict(depth=3, hidden_size=64, num_heads=4, intermediate_size=96, out_hidden_size=64, **windows)
+    tied = dict(tie_word_embeddings=True)
+    config = Qwen2_5_VLConfig(text_config=QWEN_TEXT, vision_config=tower, **QWEN_IDS, **tied)
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+
+
+def _llava_next() -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=IMAGE_TOKEN,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return LlavaNextForConditionalGeneration(config)
+
+
+def _tiled_inputs(batch: Batch) -> dict[str, Any]:
+    """Tiles of all images one after another, and images of sizes that have these tiles."""
+    from loongforge.components.projector.mlp.llava_next import _EXAMPLES, LlavaNextProjectorConfig
+    from tests.support.tiny import tiny_vision
+
+    projector, vision = LlavaNextProjectorConfig(type="llava_next", grid_pinpoints=PINPOINTS), tiny_vision()
+    sizes = [(round(width * 32), round(height * 32)) for width, height in _EXAMPLES]
+    known = {projector.shape_of(vision.shape, 32, *size): size[::-1] for size in sizes}
+    images = {}
+    if batch.shapes:
+        images = {"pixel_values": batch.images, "image_sizes": torch.tensor([known[s] for s in batch.shapes])}
+    return {"input_ids": batch.tokens, **images}
+
+
+def _any_size_inputs(batch: Batch) -> dict[str, Any]:
+    """Patches of all images, their grids, and where their tokens stand."""
+    images = {}
+    if batch.shapes:
+        grids = torch.tensor([shape.grid for shape in batch.shapes])
+        kinds = (batch.tokens == IMAGE_TOKEN).int()
+        images = {"pixel_values": batch.images, "image_grid_thw": grids, "mm_token_type_ids": kinds}
+    mask = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+    return {"input_ids": batch.tokens, "attention_mask": mask.long(), **images}
+
+
 CASES: dict[str, Case] = {
     "llama": Case(_llama),
     "llama tied": Case(lambda: _llama(tie_word_embeddings=True)),
@@ -138,6 +200,9 @@ CASES: dict[str, Case] = {
     "mistral": Case(_mistral, layouts=("cp2",)),
     "qwen2 yarn, window in some layers": Case(_qwen2_window, layouts=("cp2",)),
     "qwen3 moe": Case(_qwen3_moe, layouts=("ep2", "tp2 x ep2", "cp2 x ep2", "pp2 x ep2")),
-    "llava": Case(lambda: _llava("clip")),
-    "llava siglip qwen2": Case(_llava_qwen2),
+    "llava": Case(lambda: _llava("clip"), sees_images=True),
+    "llava siglip qwen2": Case(_llava_qwen2, sees_images=True),
+    "llava_next": Case(_llava_next, _tiled_inputs, sees_images=True),
+    "qwen2_vl": Case(_qwen2_vl, _any_size_inputs, sees_images=True),
+    "qwen2.5_vl": Case(_qwen2_5_vl, _any_size_inputs, sees_images=True),
 }

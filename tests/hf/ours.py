@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,13 +38,13 @@ class Ours:
 
 
 def compare_run(
-    config: Config, prompt: tuple[list[int], np.ndarray], new_tokens: int, folder: Path, swap: bool = False
+    config: Config, prompt: tuple[list[int], np.ndarray, Any], new_tokens: int, folder: Path, swap: bool = False
 ) -> Ours:
     """Imports `model.init_from`, and does what the reference does.
 
     Args:
         config: Its recipe under a layout.
-        prompt: Token ids and images to continue.
+        prompt: Token ids, images and their shapes, to continue.
         new_tokens: How many tokens to generate.
         folder: Gets checkpoints `imported` and `trained`.
         swap: A planted fault: exchanges gate and up projection of one layer.

@@ -19,7 +19,7 @@ from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.components.base import FamilyConfig
 from loongforge.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from loongforge.data.batch import Batch
-from loongforge.model.flops import image_tokens
+from loongforge.parallel.images import total
 from loongforge.training.verify.synthetic import IMAGE_TOKEN, SyntheticData
 from tests.hf.cases import CASES, Case
 from tests.hf.folders import tensors_of
@@ -37,7 +37,7 @@ class Known:
     folder: Path
     config: Config
     reference: Reference
-    prompt: tuple[list[int], np.ndarray]
+    prompt: tuple[list[int], np.ndarray, Any]
     tokens: list[int]
     margins: list[float]
 
@@ -61,21 +61,24 @@ def recipe(folder: Path) -> Config:
 
 
 def synthetic(config: Config) -> SyntheticData:
-    vision, llm = config.model.vision, config.model.llm
-    return SyntheticData(
-        samples=config.trainer.global_batch_size,
-        vocab_size=llm.vocab_size,  # type: ignore[attr-defined]
-        image_size=getattr(vision, "image_size", 0),
-        tokens_per_image=image_tokens(config.model),
-    )
+    from loongforge.training.verify.trial import synthetic_data
+
+    return synthetic_data(config)
 
 
 def one_prompt(whole: Batch) -> Batch:
     """The first sample without its padding and its last tokens, with its images."""
     length = int(whole.lengths[0]) - 4
     tokens = whole.tokens[:1, :length]
-    count = int((tokens == IMAGE_TOKEN).sum()) // 4
-    return Batch(tokens, torch.full_like(tokens, -100), whole.images[:count], whole.lengths[:1], whole.ids[:1])
+    labels = torch.full_like(tokens, -100)
+    count, left = 0, int((tokens == IMAGE_TOKEN).sum())
+    while whole.shapes and left:
+        left -= whole.shapes[count].tokens
+        count += 1
+    pixels = total(whole.shapes[:count], "pixels") if whole.shapes else left // 4
+    lengths = torch.tensor([length])
+    shapes = None if whole.shapes is None else whole.shapes[:count]
+    return Batch(tokens, labels, whole.images[:pixels], lengths, whole.ids[:1], shapes=shapes)
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +102,11 @@ def _reference(case: Case, seed: int, folder: Path) -> Known:
     prompt = one_prompt(batches[0])
     tokens, margins = greedy_tokens(model, case, prompt, NEW_TOKENS)
     reference = run_reference(model, case, batches)
+    question = (prompt.tokens[0].tolist(), prompt.images.numpy(), prompt.shapes)
     trained = folder.with_name(f"{folder.name}_trained")
     model.save_pretrained(trained)
     reference.saved = tensors_of(trained)
-    return Known(folder, config, reference, (prompt.tokens[0].tolist(), prompt.images.numpy()), tokens, margins)
+    return Known(folder, config, reference, question, tokens, margins)
 
 
 def run_ours(known: Known, layout: str, pools: Any, folder: Path, swap: bool = False) -> list[Ours]:
@@ -175,7 +179,7 @@ def _layouts(name: str) -> list[str]:
     def fits(layout: str) -> bool:
         if layout in SOME:
             return layout in CASES[name].layouts
-        return "llava" in name or layout not in NEEDS_VISION
+        return CASES[name].sees_images or layout not in NEEDS_VISION
 
     return [layout for layout in LAYOUTS if fits(layout)]
 

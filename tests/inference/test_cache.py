@@ -97,9 +97,9 @@ def test_a_conversation_goes_on_from_what_is_cached(name: str, groups: Any, monk
     lengths = []
     original = Rows.batch
 
-    def watched(rows: Rows, new: Any, images: Any) -> Any:
+    def watched(rows: Rows, new: Any, *images: Any) -> Any:
         lengths.append(len(new[0]))
-        return original(rows, new, images)
+        return original(rows, new, *images)
 
     monkeypatch.setattr(Rows, "batch", watched)
     ids, images = list(some[1].ids), some[1].images

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from loongforge.components.base import FamilyConfig
 from loongforge.config.errors import UserError
+from loongforge.parallel.images import ImageShape
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +21,42 @@ if TYPE_CHECKING:
 class ProjectorConfig(FamilyConfig):
     """A map from vision features `[N, P, input_size]` to LLM embeddings `[N, P', output_size]`."""
 
+    any_size: ClassVar[bool] = False
+    """Whether the module also maps features `[features, input_size]` and shapes of images that differ in size to rows;
+    where it does not, it is given one image at a time."""
+
+    cuts_images: ClassVar[bool] = False
+    """Whether an image is cut into tiles of the encoder's size whose features it joins (`LlavaNextProjectorConfig`)."""
+
     def num_tokens(self, num_features: int) -> int:
         """LLM tokens of an image that has so many feature vectors (`P'` from `P`)."""
         return num_features
+
+    def shape(self, seen: ImageShape) -> ImageShape:
+        """What an image becomes, from what the encoder makes of it."""
+        tokens = self.num_tokens(seen.features)
+        return replace(seen, tokens=tokens, token_grid=seen.grid if tokens == seen.features else None)
+
+    def example_shapes(self, seen: Sequence[ImageShape], tile_size: int) -> list[ImageShape]:
+        """What images become, for trials.
+
+        Args:
+            seen: What the encoder makes of images of different kinds.
+            tile_size: Edge of the images of an encoder that takes one size.
+        """
+        return [self.shape(image) for image in seen]
+
+    @property
+    def typical_tiles(self) -> int:
+        """Images that the encoder sees of an image, for `loongforge plan`."""
+        return 1
+
+    def tile_problems(self, tile_size: int, num_features: int) -> list[str]:
+        """What does not fit an encoder of images of one size and so many features."""
+        return []
+
+    def fit_tiles(self, before: int, after: int) -> None:
+        """Takes note that the edge of the encoder's images changes."""
 
     def problems(self, tp: int, *, input_size: int, output_size: int) -> list[str]:
         """What makes this projector impossible to build, found without building it."""

@@ -93,11 +93,17 @@ def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig
     )
 
 
-def _layer_spec(mask: AttnMaskType, qk_norm: bool, feed_forward: type) -> ModuleSpec:
+def _layer_spec(
+    mask: AttnMaskType,
+    qk_norm: bool,
+    feed_forward: type,
+    attention_type: type[TorchSelfAttention],
+    core_type: type[TorchAttention],
+) -> ModuleSpec:
     head_norm = TorchNorm if qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnLinear,
-        core_attention=TorchAttention,
+        core_attention=core_type,
         linear_proj=RowLinear,
         q_layernorm=head_norm,
         k_layernorm=head_norm,
@@ -106,7 +112,7 @@ def _layer_spec(mask: AttnMaskType, qk_norm: bool, feed_forward: type) -> Module
         module=Layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
-            self_attention=ModuleSpec(module=TorchSelfAttention, params={"attn_mask_type": mask}, submodules=attention),
+            self_attention=ModuleSpec(module=attention_type, params={"attn_mask_type": mask}, submodules=attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
             mlp=feed_forward,
@@ -122,6 +128,8 @@ def transformer_block(
     causal: bool,
     qk_norm: bool = False,
     final_norm: bool = True,
+    attention_type: type[TorchSelfAttention] = TorchSelfAttention,
+    core_type: type[TorchAttention] = TorchAttention,
     feed_forward: Callable[[int], type] | None = None,
 ) -> TransformerBlock:
     """This rank's layers.
@@ -132,13 +140,18 @@ def transformer_block(
         causal: Attend to earlier positions only.
         qk_norm: Normalise each head's q and k.
         final_norm: End the last stage with a norm.
+        attention_type: The attention of a layer.
+        core_type: The part of it that has no weights.
         feed_forward: The class of a layer's feed-forward part, by the layer's number from 0; None: `FeedForward`.
     """
     mask, rank = AttnMaskType.causal if causal else AttnMaskType.no_mask, context.groups.pp.rank()
     dense = FeedForward.over(context.groups.tp)
     first = get_transformer_layer_offset(config, pp_rank=rank)
     layers = range(first, first + get_num_layers_to_build(config, pp_rank=rank))
-    specs = [_layer_spec(mask, qk_norm, feed_forward(layer) if feed_forward else dense) for layer in layers]
+    specs = [
+        _layer_spec(mask, qk_norm, feed_forward(layer) if feed_forward else dense, attention_type, core_type)
+        for layer in layers
+    ]
     return Block(
         config,
         TransformerBlockSubmodules(layer_specs=specs, layer_norm=TorchNorm if final_norm else None),

@@ -32,6 +32,9 @@ class SequenceView:
     cu_seqlens: torch.Tensor | None = None
     """int32 `[D + 1]`, from 0 to S: where the D documents of a packed row begin and end. None: every row is one
     document."""
+    axes: torch.Tensor | None = None
+    """int64 `[3, B, S]`: place of every position of the row on three axes, for rotary positions that have them; None:
+    the place in its document on all."""
     is_image: torch.Tensor | None = None
     """bool `[B, S]`: positions of the rows that hold image tokens, for attention that treats them apart; None: there
     are none, or it does not."""

@@ -12,6 +12,7 @@ from PIL import Image
 from loongforge.data.processed import ProcessedSample
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample
+from loongforge.data.video import is_video, split_frames
 
 Finding = tuple[str, str]
 """Kind and reason."""
@@ -74,7 +75,7 @@ class ContentRules:
                 else:
                     texts[-1] += part["text"]
             return texts
-        first, *rest = content.split(self._processor.image_token)
+        first, *rest = content.split(self._processor.placeholder)
         texts = [first, *(self._without(text, str.removeprefix) for text in rest)]
         return [*(self._without(text, str.removesuffix) for text in texts[:-1]), texts[-1]]
 
@@ -92,10 +93,10 @@ class ContentRules:
                 yield "special_token_in_text", f"{where} holds '{token}', which becomes a special token"
                 break
         foreign = _FOREIGN.search(text)
-        if foreign and foreign[0] != self._processor.image_token and foreign[0] not in self._special:
+        if foreign and foreign[0] != self._processor.placeholder and foreign[0] not in self._special:
             yield (
                 "foreign_placeholder",
-                f"{where} holds '{foreign[0]}', but the placeholder is '{self._processor.image_token}'",
+                f"{where} holds '{foreign[0]}', but the placeholder is '{self._processor.placeholder}'",
             )
         if "\ufffd" in text:
             yield "replacement_character", f"{where} holds U+FFFD after {_before(text, text.index(chr(0xFFFD)))!r}"
@@ -132,7 +133,9 @@ class ContentRules:
 
 
 def image_findings(content: bytes, number: int) -> Iterator[Finding]:
-    """What is worth a look in an encoded image that can be decoded."""
+    """What is worth a look in an encoded image that can be decoded; a video's first frame stands for all."""
+    if is_video(content):
+        content = split_frames(content)[0][0]
     with Image.open(io.BytesIO(content)) as image:
         (width, height), mode, frames = image.size, image.mode, getattr(image, "n_frames", 1)
     name = f"image {number}"

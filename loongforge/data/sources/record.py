@@ -8,6 +8,7 @@ from typing import Any
 
 from loongforge.data.sample import TEXT_WITH_IMAGES, RawSample, SampleError, id_of, messages_of, text_of
 from loongforge.data.sources.references import Reader, take_references
+from loongforge.data.video import FrameNames, VideoReader
 
 
 def make_sample(
@@ -37,8 +38,15 @@ def make_sample(
         return RawSample(id=name, text=text, has_own_id=own)
     messages = messages_of(record, num_images=len(given) or len(names))
     messages, inside = take_references(messages, given=bool(given or names))
-    images = list(given) or named(names or inside)
+    images = list(given) or _readers(names or inside, named)
     return RawSample(id=name, messages=messages, images=images, has_own_id=own)
+
+
+def _readers(names: Sequence[str | FrameNames], named: Callable[[Sequence[str]], list[Reader]]) -> list[Reader]:
+    """Of images and videos, in order."""
+    return [
+        VideoReader(named(name.names), name.fps) if isinstance(name, FrameNames) else named([name])[0] for name in names
+    ]
 
 
 def parse_record(line: bytes) -> dict[str, Any]:

@@ -37,6 +37,9 @@ class LlamaConfig(LLMConfig):
     """Base of the rotary frequencies."""
     rope_scaling: RopeScalingConfig | None = None
     """Stretch for long contexts; null: none."""
+    mrope_section: list[int] | None = None
+    """Rotary frequencies that turn with the temporal, vertical and horizontal position in an image (Qwen2-VL); together
+    half a head. Null: positions have one axis."""
     norm_eps: float = 1e-5
     """Epsilon of every RMSNorm."""
     tie_embeddings: bool = False
@@ -91,6 +94,8 @@ class LlamaConfig(LLMConfig):
             found.append(f"head_dim={self.head_size} is odd; rotary positions need an even one")
         if self.num_heads % self.num_kv_heads:
             found.append(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.mrope_section is not None and 2 * sum(self.mrope_section) != self.head_size:
+            found.append(f"mrope_section={list(self.mrope_section)} must add up to half of head_dim={self.head_size}")
         if self.sliding_window is not None and self.sliding_window < 1:
             found.append(f"sliding_window={self.sliding_window} must be at least 1, or null")
         if self.sliding_window is not None and self.attention == "mmca":
@@ -110,6 +115,7 @@ class LlamaConfig(LLMConfig):
             num_heads=heads,
             num_kv_heads=divisor,
             head_dim=8 if self.head_dim else None,
+            mrope_section=[2, 1, 1] if self.mrope_section else None,
             hidden_size=8 * heads,
             mlp_hidden_size=16 * heads,
             vocab_size=64 * divisor,

@@ -94,6 +94,7 @@ class LlamaModel(LanguageModule):
         self.pre_process, self.post_process = context.first_stage, context.last_stage
         self.share_embeddings_and_output_weights = config.tie_embeddings
         self.register_buffer("rope_frequencies", rope.inverse_frequencies(config), persistent=False)
+        self.register_buffer("rope_axes", rope.frequency_axes(config), persistent=False)
         self.rope_scale = config.rope_scaling.scale if config.rope_scaling else 1.0
         if self.pre_process:
             self.embedding = LanguageModelEmbedding(
@@ -154,6 +155,11 @@ class LlamaModel(LanguageModule):
                 dp_cp_group=group,
             )
 
+    @property
+    def position_axes(self) -> bool:
+        """Whether positions in an image have three axes."""
+        return self.rope_axes is not None
+
     def set_input_tensor(self, input_tensor: torch.Tensor) -> None:
         """Takes the previous stage's output (called by megatron-core's schedules)."""
         self.decoder.set_input_tensor(input_tensor)
@@ -175,7 +181,11 @@ class LlamaModel(LanguageModule):
         Returns:
             Hidden states `[S, B, H]` of this rank's positions; under sequence parallelism its part of them.
         """
-        rotary = rope.cos_sin(self.rope_frequencies, view.within_document) * self.rope_scale
+        if self.position_axes and view.axes is not None:
+            rotary = rope.cos_sin_of_axes(self.rope_frequencies, view.axes[..., view.positions], self.rope_axes)
+        else:
+            rotary = rope.cos_sin(self.rope_frequencies, view.within_document)
+        rotary = rotary * self.rope_scale
         return self.decoder(embeddings, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=view)
 
     def whole(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -56,3 +56,16 @@ def cos_sin(inverse: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Cosines and sines of int64 `positions` `[S]`, or `[S, B]`: float32 `[2, S, 1 or B, 1, 1, head_dim / 2]`."""
     angles = positions.float().reshape(len(positions), -1, 1) * inverse
     return torch.stack([angles.cos(), angles.sin()])[:, :, :, None, None]
+
+
+def frequency_axes(config: LlamaConfig) -> torch.Tensor | None:
+    """int64 `[head_dim / 2]`: the axis of positions that each frequency turns with; None: there is one axis."""
+    if config.mrope_section is None:
+        return None
+    return torch.repeat_interleave(torch.arange(len(config.mrope_section)), torch.tensor(config.mrope_section)) % 3
+
+
+def cos_sin_of_axes(inverse: torch.Tensor, positions: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+    """Cosines and sines of int64 `positions` `[3, B, S]`: float32 `[2, S, B, 1, 1, head_dim / 2]`."""
+    angles = positions.float()[axes].permute(2, 1, 0) * inverse  # [S, B, head_dim / 2]
+    return torch.stack([angles.cos(), angles.sin()])[:, :, :, None, None]
