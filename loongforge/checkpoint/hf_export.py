@@ -28,24 +28,34 @@ class Weights(Protocol):
         """One of them."""
 
 
+_BY_TOKEN = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
 @dataclass(frozen=True)
 class CheckpointWeights:
     """Of a loongforge checkpoint."""
 
     stored: StoredTensors
     component: str
+    vocabulary: int | None = None
+    """Rows that tensors with a row for each token really have: tensor-parallel ranks stored padding behind them."""
+
+    def _rows(self, name: str, rows: int) -> int:
+        return min(rows, self.vocabulary) if self.vocabulary and name in _BY_TOKEN else rows
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        rows, *others = self.stored.shape(f"{self.component}.{name}")
+        return (self._rows(name, rows), *others)
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and type of each."""
         prefix = f"{self.component}."
-        return {
-            name: (self.stored.shape(prefix + name), self.stored.dtype(prefix + name))
-            for name in self.stored.names(prefix)
-        }
+        return {name: (self._shape(name), self.stored.dtype(prefix + name)) for name in self.stored.names(prefix)}
 
     def read(self, name: str) -> torch.Tensor:
         """One of them."""
-        return self.stored.read(f"{self.component}.{name}")
+        tensor = self.stored.read(f"{self.component}.{name}")
+        return tensor[: self._rows(name, len(tensor))]
 
 
 @dataclass(frozen=True)

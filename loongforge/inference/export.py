@@ -32,6 +32,7 @@ from loongforge.checkpoint.hf_write import parse_size, write_safetensors
 from loongforge.checkpoint.lifecycle import resolve
 from loongforge.checkpoint.tensor_table import StoredTensors
 from loongforge.components.base import FamilyConfig
+from loongforge.components.llm.base import LLMConfig
 from loongforge.components.sharding import shards
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig, Config, ModelConfig
@@ -149,7 +150,10 @@ def plan_export(
 def checkpoint_weights(config: Config, path: Path) -> dict[str, Weights]:
     """Of a loongforge checkpoint, by component."""
     stored = StoredTensors(path)
-    return {name: CheckpointWeights(stored, name) for name in component_configs(config)}
+    llm = config.model.llm
+    assert isinstance(llm, LLMConfig)
+    vocabulary = {"llm": llm.vocab_size}
+    return {name: CheckpointWeights(stored, name, vocabulary.get(name)) for name in component_configs(config)}
 
 
 def write_export(

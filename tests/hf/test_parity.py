@@ -124,7 +124,10 @@ def exported(known: Known, checkpoint: Path, origin: Path) -> dict[str, torch.Te
     from loongforge.model.assembly import component_configs
 
     stored, out = StoredTensors(checkpoint), checkpoint.with_name(f"{checkpoint.name}_hf")
-    weights = {name: CheckpointWeights(stored, name) for name in component_configs(known.config)}
+    weights = {
+        name: CheckpointWeights(stored, name, case.config.model.llm.vocab_size if name == "llm" else None)
+        for name in component_configs(known.config)
+    }
     write_export(known.config, weights, read_origin(origin), checkpoint, out, dtype=None, max_bytes=10**5)
     return tensors_of(out)
 
