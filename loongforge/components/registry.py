@@ -28,6 +28,8 @@ _TYPES: dict[str, dict[str, str | type]] = {
     "vision": {
         "clip_vit": "loongforge.components.vision.vit.config:ClipViTConfig",
         "siglip_vit": "loongforge.components.vision.vit.config:SiglipViTConfig",
+        "internvit": "loongforge.components.vision.vit.internvit:InternViTConfig",
+        "dinov2": "loongforge.components.vision.vit.dinov2:Dinov2Config",
     },
     "projector": {
         "linear": "loongforge.components.projector.mlp.config:LinearConfig",

@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_block import TransformerBlock
 
-_GATED = "linear_fc1.weight"
+_GATED = ("linear_fc1.weight", "linear_fc1.bias")
 _TIED_COPY = "output_layer.weight"
 
 

@@ -8,7 +8,9 @@ import torch
 
 from loongforge.components.llm.llama.config import LlamaConfig
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
-from loongforge.components.vision.vit.config import ClipViTConfig, SiglipViTConfig
+from loongforge.components.vision.vit.config import ClipViTConfig, SiglipViTConfig, ViTConfig
+from loongforge.components.vision.vit.dinov2 import Dinov2Config
+from loongforge.components.vision.vit.internvit import InternViTConfig
 from loongforge.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainerConfig
 from loongforge.data.batch import IGNORE, Batch
 
@@ -17,11 +19,19 @@ VOCAB = 256
 NUM_PATCHES = 4
 
 
-def tiny_vision(kind: str = "clip", **changes: Any) -> ClipViTConfig | SiglipViTConfig:
+VISION: dict[str, tuple[str, type[ViTConfig]]] = {
+    "clip": ("clip_vit", ClipViTConfig),
+    "siglip": ("siglip_vit", SiglipViTConfig),
+    "internvit": ("internvit", InternViTConfig),
+    "dinov2": ("dinov2", Dinov2Config),
+}
+
+
+def tiny_vision(kind: str = "clip", **changes: Any) -> Any:
     """32 x 32 pixels, four patches."""
     sizes = dict(hidden_size=64, num_layers=3, num_heads=4, mlp_hidden_size=128, image_size=32, patch_size=16)
-    cls = ClipViTConfig if kind == "clip" else SiglipViTConfig
-    return cls(**{"type": f"{kind}_vit", "init_std": 0.08, **sizes, **changes})
+    name, cls = VISION[kind]
+    return cls(**{"type": name, "init_std": 0.08, **sizes, **changes})
 
 
 def tiny_llm(**changes: Any) -> LlamaConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from loongforge.components.context import BuildContext
 from loongforge.components.transformer.attention import TorchAttention, TorchSelfAttention
-from loongforge.components.transformer.linear import ColumnLinear, RowLinear
+from loongforge.components.transformer.layer_scale import ScaledAdd
+from loongforge.components.transformer.linear import ColumnLinear, RowLinear, UnbiasedColumnLinear
 from loongforge.components.transformer.mlp import FeedForward
+from loongforge.components.transformer.width_norm import WidthNorm
 from loongforge.kernels import ops
 
 
@@ -86,24 +88,30 @@ def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig
     )
 
 
-def _layer_spec(context: BuildContext, mask: AttnMaskType, qk_norm: bool) -> ModuleSpec:
-    head_norm = TorchNorm if qk_norm else IdentityOp
+def _layer_spec(
+    context: BuildContext,
+    mask: AttnMaskType,
+    qk_norm: bool | Literal["width"],
+    qkv_bias: bool,
+    scaled: ModuleSpec | None,
+) -> ModuleSpec:
+    norms = {True: TorchNorm, False: IdentityOp, "width": WidthNorm.over(context.groups.tp)}
     attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnLinear,
+        linear_qkv=ColumnLinear if qkv_bias else UnbiasedColumnLinear,
         core_attention=TorchAttention,
         linear_proj=RowLinear,
-        q_layernorm=head_norm,
-        k_layernorm=head_norm,
+        q_layernorm=norms[qk_norm],
+        k_layernorm=norms[qk_norm],
     )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
             self_attention=ModuleSpec(module=TorchSelfAttention, params={"attn_mask_type": mask}, submodules=attention),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=scaled or get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
             mlp=FeedForward.over(context.groups.tp),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=scaled or get_bias_dropout_add,
         ),
     )
 
@@ -113,7 +121,9 @@ def transformer_block(
     context: BuildContext,
     *,
     causal: bool,
-    qk_norm: bool = False,
+    qk_norm: bool | Literal["width"] = False,
+    qkv_bias: bool = True,
+    layer_scale: bool = False,
     final_norm: bool = True,
 ) -> TransformerBlock:
     """This rank's layers.
@@ -122,10 +132,14 @@ def transformer_block(
         config: From `transformer_config`.
         context: The component's place.
         causal: Attend to earlier positions only.
-        qk_norm: Normalise each head's q and k.
+        qk_norm: Normalise each head's q and k; `width`: all heads together, by an RMSNorm.
+        qkv_bias: False: no bias on q, k and v, whatever the other linear layers have.
+        layer_scale: Multiply what attention and feed-forward layer add by learned factors.
         final_norm: End the last stage with a norm.
     """
-    spec = _layer_spec(context, AttnMaskType.causal if causal else AttnMaskType.no_mask, qk_norm)
+    scaled = ModuleSpec(module=ScaledAdd, params={"config": config}) if layer_scale else None
+    mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
+    spec = _layer_spec(context, mask, qk_norm, qkv_bias, scaled)
     layers = config.num_layers // context.pp
     return TransformerBlock(
         config,

@@ -21,6 +21,13 @@ class ColumnLinear(ColumnParallelLinear):
         return F.linear(input_, self.weight if weight is None else weight, self.bias), None
 
 
+class UnbiasedColumnLinear(ColumnLinear):
+    """Without a bias where megatron-core gives all linear layers of a block one (q, k, v of some ViTs)."""
+
+    def __init__(self, *args: Any, bias: bool = True, **options: Any) -> None:
+        super().__init__(*args, bias=False, **options)
+
+
 class RowLinear(RowParallelLinear):
     """Input features divided over the group; sums the ranks' parts. On one rank: a native linear."""
 
