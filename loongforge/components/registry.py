@@ -34,6 +34,10 @@ _TYPES: dict[str, dict[str, str | type]] = {
     "projector": {
         "linear": "loongforge.components.projector.mlp.config:LinearConfig",
         "mlp2x_gelu": "loongforge.components.projector.mlp.config:MLP2xGELUConfig",
+        "pixel_shuffle_mlp": "loongforge.components.projector.mlp.pixel_shuffle:PixelShuffleMLPConfig",
+        "perceiver": "loongforge.components.projector.perceiver.config:PerceiverConfig",
+        "resampler": "loongforge.components.projector.perceiver.config:ResamplerConfig",
+        "vit": "loongforge.components.projector.vit_layer.config:ViTLayerConfig",
     },
     "llm": {"llama": "loongforge.components.llm.llama.config:LlamaConfig"},
 }

@@ -35,6 +35,7 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
         sizes = dict(input_size=vision.output_size, output_size=llm.hidden_size)
         tp = layout.projector.tp if layout.projector else 1
         found += [f"model.projector.{line}" for line in projector.problems(tp, **sizes)]
+        found += [f"model.projector.{line}" for line in projector.feature_problems(vision.num_image_tokens)]
         tokens = projector.num_tokens(vision.num_image_tokens)
         if tokens >= llm.max_seq_len:
             found.append(f"an image takes {tokens} tokens, but model.llm.max_seq_len={llm.max_seq_len}")

@@ -98,5 +98,6 @@ def _encoder_work(costs: Costs, layout: Layout, shape: Shape) -> Memory:
         if costs.config.trainer.recompute == "full":
             kept = vision.reduced_per_image() / 2  # the input of every layer
     if vision.trains or projector.trains:
-        kept += vision.num_image_tokens * vision.output_size + 2 * costs.image_tokens * costs.llm.hidden_size
+        tp = layout.grids()["projector"].tp
+        kept += projector.kept_per_image(vision.num_image_tokens, tp, **costs.ends)
     return Memory(activations=size * images * kept)

@@ -120,8 +120,8 @@ class Costs:
     @cached_property
     def encoder_layers(self) -> dict[str, int]:
         """Layers of the encoder components."""
-        assert self.vision is not None
-        return {"vision": self.vision.built_layers, "projector": 1}
+        assert self.vision is not None and self.projector is not None
+        return {"vision": self.vision.built_layers, "projector": self.projector.built_layers}
 
     @cached_property
     def forward_flops(self) -> dict[str, float]:

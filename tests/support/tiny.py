@@ -7,7 +7,11 @@ from typing import Any
 import torch
 
 from loongforge.components.llm.llama.config import LlamaConfig
+from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
+from loongforge.components.projector.mlp.pixel_shuffle import PixelShuffleMLPConfig
+from loongforge.components.projector.perceiver.config import PerceiverConfig, ResamplerConfig
+from loongforge.components.projector.vit_layer.config import ViTLayerConfig
 from loongforge.components.vision.vit.config import ClipViTConfig, SiglipViTConfig, ViTConfig
 from loongforge.components.vision.vit.dinov2 import Dinov2Config
 from loongforge.components.vision.vit.internvit import InternViTConfig
@@ -34,6 +38,20 @@ def tiny_vision(kind: str = "clip", **changes: Any) -> Any:
     return cls(**{"type": name, "init_std": 0.08, **sizes, **changes})
 
 
+def tiny_projector(kind: str = "mlp", **changes: Any) -> ProjectorConfig:
+    """Heads of width 16."""
+    made: dict[str, tuple[type[ProjectorConfig], dict[str, Any]]] = {
+        "mlp": (MLP2xGELUConfig, dict(type="mlp2x_gelu")),
+        "linear": (LinearConfig, dict(type="linear", init_std=0.02)),
+        "pixel_shuffle": (PixelShuffleMLPConfig, dict(type="pixel_shuffle_mlp")),
+        "perceiver": (PerceiverConfig, dict(type="perceiver", num_queries=9, num_heads=4)),
+        "resampler": (ResamplerConfig, dict(type="resampler", num_queries=5, depth=2, num_heads=4, head_dim=8)),
+        "vit": (ViTLayerConfig, dict(type="vit", num_heads=4, mlp_hidden_size=96)),
+    }
+    cls, sizes = made[kind]
+    return cls(**{"init_std": 0.08, **sizes, **changes})
+
+
 def tiny_llm(**changes: Any) -> LlamaConfig:
     """Four layers with grouped queries."""
     sizes = dict(hidden_size=64, num_layers=4, num_heads=4, num_kv_heads=2, mlp_hidden_size=96, max_seq_len=128)
@@ -48,13 +66,13 @@ def tiny_config(
     distributed: bool = False,
     precision: Any = "fp32",
     vision_changes: dict[str, Any] | None = None,
+    projector_changes: dict[str, Any] | None = None,
     **llm: Any,
 ) -> Config:
     """A recipe of the tiny model: 30 steps of 8 samples in micro-batches of 2."""
-    projectors = {"mlp": MLP2xGELUConfig(type="mlp2x_gelu", init_std=0.08), "linear": LinearConfig(type="linear")}
     model = ModelConfig(
         vision=tiny_vision(vision, **(vision_changes or {})),
-        projector=projectors[projector],
+        projector=tiny_projector(projector, **(projector_changes or {})),
         llm=tiny_llm(parallel=parallel or ParallelConfig(), **llm),
     )
     return Config(

@@ -24,8 +24,17 @@ class ProjectorConfig(ComponentConfig):
         """LLM tokens of an image that has so many feature vectors (`P'` from `P`)."""
         return num_features
 
+    @property
+    def built_layers(self) -> int:
+        """Layers; each has costs that do not depend on its size."""
+        return 1
+
     def problems(self, tp: int, *, input_size: int, output_size: int) -> list[str]:
         """What makes this projector impossible to build, found without building it."""
+        return []
+
+    def feature_problems(self, num_features: int) -> list[str]:
+        """What makes it impossible to project an image that has so many feature vectors."""
         return []
 
     def small_copy(self, *, divisor: int) -> Self:
@@ -44,6 +53,10 @@ class ProjectorConfig(ComponentConfig):
         """Forward FLOPs of one image with so many feature vectors."""
         weights = self.num_params(input_size=input_size, output_size=output_size)
         return 2.0 * weights * num_features
+
+    def kept_per_image(self, num_features: int, tp: int, *, input_size: int, output_size: int) -> float:
+        """Numbers that an image leaves for the backward pass, on each rank; the default is that of two linear maps."""
+        return num_features * input_size + 2.0 * self.num_tokens(num_features) * output_size
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard of the module."""

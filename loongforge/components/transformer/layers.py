@@ -88,6 +88,11 @@ def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig
     )
 
 
+def linear_config(context: BuildContext, width: int) -> TransformerConfig:
+    """For linear layers outside of a block: a head per rank satisfies the checks of megatron-core."""
+    return transformer_config(context, num_layers=1, hidden_size=width, num_attention_heads=context.tp, kv_channels=1)
+
+
 def _layer_spec(
     context: BuildContext,
     mask: AttnMaskType,

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loongforge.components.context import BuildContext
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
-from loongforge.components.transformer.layers import transformer_config
+from loongforge.components.projector.mlp.pixel_shuffle import PixelShuffleMLPConfig
+from loongforge.components.transformer.layers import linear_config
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear
-
-
-def _layer_config(context: BuildContext, width: int) -> TransformerConfig:
-    # no attention here: a head per rank satisfies the checks of megatron-core
-    return transformer_config(context, num_layers=1, hidden_size=width, num_attention_heads=context.tp, kv_channels=1)
 
 
 class LinearProjector(MegatronModule):
     """One linear map, whole on every rank."""
 
     def __init__(self, config: LinearConfig, context: BuildContext, *, input_size: int, output_size: int) -> None:
-        super().__init__(_layer_config(context, output_size))
+        super().__init__(linear_config(context, output_size))
         self.tp_group = context.groups.tp
         self.linear = torch.nn.Linear(input_size, output_size, bias=config.bias, dtype=context.dtype)
 
@@ -35,7 +32,7 @@ class MLPProjector(MegatronModule):
     """Linear, GELU, linear; the inner width is divided over tensor-parallel ranks."""
 
     def __init__(self, config: MLP2xGELUConfig, context: BuildContext, *, input_size: int, output_size: int) -> None:
-        layer = _layer_config(context, output_size)
+        layer = linear_config(context, output_size)
         super().__init__(layer)
         self.tp_group = context.groups.tp
         inner = config.inner_size(output_size)
@@ -47,3 +44,27 @@ class MLPProjector(MegatronModule):
         """`[P, N, input_size]` -> `[P, N, output_size]`."""
         hidden, _ = self.linear_1(features)
         return self.linear_2(F.gelu(hidden))[0]
+
+
+class PixelShuffleMLPProjector(MLPProjector):
+    """Squares of neighbouring features side by side, and a norm, before the MLP."""
+
+    def __init__(
+        self, config: PixelShuffleMLPConfig, context: BuildContext, *, input_size: int, output_size: int
+    ) -> None:
+        width = config.stacked(input_size)
+        super().__init__(config, context, input_size=width, output_size=output_size)
+        self.factor = config.factor
+        self.norm = torch.nn.LayerNorm(width, eps=config.norm_eps, dtype=context.dtype)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`[P, N, input_size]` -> `[P / factor^2, N, output_size]`."""
+        return super().forward(self.norm(shuffled(features, self.factor)))
+
+
+def shuffled(features: torch.Tensor, factor: int) -> torch.Tensor:
+    """Features of a square grid `[P, N, C]` -> `[P / factor^2, N, factor^2 C]`: a square's rows one after another."""
+    edge, (num, width) = isqrt(len(features)), features.shape[1:]
+    cells = edge // factor
+    squares = features.view(cells, factor, cells, factor, num, width).permute(0, 2, 4, 1, 3, 5)
+    return squares.reshape(cells**2, num, factor**2 * width)
