@@ -71,6 +71,12 @@ def read_state(template: dict[str, Any], path: Path) -> dict[str, Any]:
         return dist_checkpointing.load(template, str(path), validate_access_integrity=False)
 
 
+def stored_names(path: Path) -> set[str]:
+    """Names of the tensors in a folder that `write_state` wrote."""
+    with _quiet():
+        return set(dist_checkpointing.load_tensors_metadata(str(path)))
+
+
 def differences(template: dict[str, Any], path: Path) -> list[str]:
     """What a template asks for that is not stored, or has another shape there.
 

@@ -1,4 +1,4 @@
-"""`loongforge data`: builds, indexes, checks and shows data."""
+"""`loongforge data`: builds, indexes, checks, shows and packs data."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _VERBS = {
     "index": "write where every sample lies and what it holds, once",
     "check": "read everything that a run would read, and say what is wrong with it",
     "preview": "show samples as the model sees them",
+    "pack": "write the training data anew, as rows that are packed already",
 }
 
 

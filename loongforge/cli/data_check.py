@@ -6,11 +6,11 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loongforge.cli.parser import Parser
+from loongforge.cli.parser import Parser, check_least
+from loongforge.cli.progress import bar
 from loongforge.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,20 +55,12 @@ def _parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--image-tokens", type=int, default=576, metavar="N", help="of an image, with --tokenizer")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest sample in tokens, with --tokenizer")
     args = parser.parse(argv)
-    _check_numbers(args)
+    check_least(args, samples=1, workers=1, examples=0, pack_tokens=1, image_tokens=1, max_length=2)
     paths = [text for text in args.overrides if "=" not in text]
     if len(paths) > 1 or bool(paths) != bool(args.tokenizer) or (paths and len(args.overrides) > 1):
         raise UserError("data check takes a recipe (+recipe=NAME key=value ...), or one PATH with --tokenizer DIR")
     args.path = paths[0] if paths else None
     return args
-
-
-def _check_numbers(args: Namespace) -> None:
-    least = {"samples": 1, "workers": 1, "examples": 0, "pack_tokens": 1, "image_tokens": 1, "max_length": 2}
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise UserError(f"--{name.replace('_', '-')} {value} must be at least {low}")
 
 
 def _check_recipe(config: Config, args: Namespace) -> int:
@@ -105,53 +97,24 @@ def _check(sets: list[CheckedSet], processor: SampleProcessor, args: Namespace, 
 
     workers = args.workers or default_workers()
     began = time.perf_counter()
-    checked = check(sets, processor, workers=workers, examples=args.examples, watch=_progress)
+    checked = check(sets, processor, workers=workers, examples=args.examples, watch=bar("check"))
     pace = Pace(time.perf_counter() - began, workers)
     report = as_json(checked, _outlook(checked.sets[0], config, args), pace)
     print(json.dumps(report) if args.json else as_text(report))
     return 1 if report["problems"] or (args.strict and report["warnings"]) else 0
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error where that is a terminal, so that the output can still be piped."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("check", total=total)
-        yield lambda number: progress.advance(task, number)
-
-
 def _outlook(train: CheckedSet, config: Config | None, args: Namespace) -> Outlook:
-    from loongforge.data.check.outlook import BatchShape, packing, padded_share
+    from loongforge.data.check.outlook import packing, padded_share
     from loongforge.data.check.report import Outlook
 
     budget, share = args.pack_tokens, None
     if config is not None:
-        from loongforge.cli.data_recipe import recipe_layout
-        from loongforge.model.checks import micro_batch_size, micro_batch_tokens
+        from loongforge.cli.data_recipe import batch_shape, recipe_layout
+        from loongforge.model.checks import micro_batch_tokens
 
         layout = recipe_layout(config)
         if layout is not None:
             budget = budget or micro_batch_tokens(config, layout)
-            shape = BatchShape(
-                global_batch_size=config.trainer.global_batch_size,
-                micro_batch_size=micro_batch_size(config, layout),
-                dp=layout.dp,
-                multiple=layout.sequence_multiple,
-                steps=config.trainer.steps,
-                seed=config.trainer.seed,
-                shuffle=config.data.shuffle,
-            )
-            share = padded_share(train.lengths_by_source, train.opened.weights, shape)
+            share = padded_share(train.lengths_by_source, train.opened.weights, batch_shape(config, layout))
     return Outlook(share, packing(train.lengths, budget) if budget else None)

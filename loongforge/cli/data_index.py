@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loongforge.cli.parser import Parser
+from loongforge.cli.parser import Parser, check_least
+from loongforge.cli.progress import bar
 from loongforge.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,11 +34,10 @@ def run(argv: Sequence[str]) -> int:
     )
     recipe_args.add_overrides(parser)
     parser.add_argument("--decode", action="store_true", help="decode all images instead of reading their headers")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
     parser.add_argument("--anew", action="store_true", help="write every index, also where one fits")
     args = parser.parse(argv)
-    if args.workers < 0:
-        raise UserError(f"--workers {args.workers} must be at least 1")
+    check_least(args, workers=1)
     args.workers = args.workers or default_workers()
     paths = [argument for argument in args.overrides if "=" not in argument]
     args.overrides = [argument for argument in args.overrides if "=" in argument]
@@ -77,7 +76,7 @@ def _index(config: Config, specs: dict[str, str | list[SourceConfig]], args: Nam
             index_positions(pattern, key, index_dir=data.index_dir, workers=args.workers)
         sources = [source for source, _ in open_sources(spec, key, data.image_dir, data.index_dir)]
         indexer = MetadataIndexer(sources, processor, decode=args.decode, index_dir=data.index_dir)
-        for report in indexer.run(args.workers, _watch(key), anew=args.anew):
+        for report in indexer.run(args.workers, bar(key), anew=args.anew):
             _print(key, report)
     return 0
 
@@ -92,17 +91,3 @@ def _print(key: str, report: Indexed) -> None:
     )
     if report.bad:
         print(f"  the first bad sample: {report.first_bad}")
-
-
-def _watch(key: str) -> Callable:
-    @contextmanager
-    def watch(total: int) -> Iterator[Callable[[int], None]]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=total == 0) as progress:
-            task = progress.add_task(key, total=total)
-            yield lambda number: progress.advance(task, number)
-
-    return watch

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loongforge.cli.parser import Parser
+from loongforge.cli.parser import Parser, check_least
 from loongforge.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--html", metavar="FILE", help="write one self-contained page in place of printing")
     parser.add_argument("--packs", action="store_true", help="show how the first step's samples are packed instead")
     args = parser.parse(argv)
-    if args.samples < 1 or args.start < 0:
-        raise UserError(f"--samples {args.samples} must be at least 1, --start {args.start} at least 0")
+    check_least(args, samples=1, start=0)
     config = recipe_args.load_recipe(args).config
     return _packs(config) if args.packs else _preview(config, args)
 

@@ -1,4 +1,4 @@
-"""The data of a recipe, as `data check` and `data preview` need it. No torch, no model."""
+"""The data of a recipe, as verbs need it that look at data. No torch, no model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
 from loongforge.data.arrange import Load
+from loongforge.data.check.outlook import BatchShape
 from loongforge.data.processing import SampleProcessor
 from loongforge.parallel.layout import Layout
 
@@ -39,6 +40,21 @@ def recipe_layout(config: Config) -> Layout | None:
         return check_fit(config, config.launcher.nproc or 1)
     except UserError:
         return None
+
+
+def batch_shape(config: Config, layout: Layout) -> BatchShape:
+    """Of the recipe's padded batches."""
+    from loongforge.model.checks import micro_batch_size
+
+    return BatchShape(
+        global_batch_size=config.trainer.global_batch_size,
+        micro_batch_size=micro_batch_size(config, layout),
+        dp=layout.dp,
+        multiple=layout.sequence_multiple,
+        steps=config.trainer.steps,
+        seed=config.trainer.seed,
+        shuffle=config.data.shuffle,
+    )
 
 
 def first_loads(config: Config, *, steps: int) -> list[list[tuple[str, Load]]]:

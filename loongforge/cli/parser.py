@@ -47,6 +47,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
+def check_least(args: argparse.Namespace, **least: int) -> None:
+    """Refuses options below their least value; those that are None were not given.
+
+    Raises:
+        UserError: it names the option.
+    """
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least {low}")
+
+
 def pick(verb: str, argv: Sequence[str], subverbs: dict[str, str]) -> tuple[str, list[str]]:
     """The sub-verb and the rest of the arguments; prints the list and exits for `--help`.
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loongforge.cli.parser import Parser
+from loongforge.cli.parser import Parser, check_least
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
 
@@ -47,16 +47,9 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="for machines")
     args = parser.parse(argv)
-    _check(args)
+    check_least(args, world=1, tokens_per_sample=1, images_per_sample=0)
     config = recipe_args.load_recipe(args).config
     return (_search if args.search else _plan)(config, args)
-
-
-def _check(args: Namespace) -> None:
-    for name, least in (("world", 1), ("tokens_per_sample", 1), ("images_per_sample", 0)):
-        value = getattr(args, name)
-        if value is not None and not least <= value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} {value} must be at least {least}")
 
 
 def _plan(config: Config, args: Namespace) -> int:

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from loongforge.cli.parser import Parser
+from loongforge.cli.parser import Parser, check_least
 from loongforge.config.errors import UserError, did_you_mean
 from loongforge.config.schema import Config
 
@@ -43,9 +43,7 @@ def run(argv: Sequence[str]) -> int:
         if what not in WHAT:
             raise UserError(f"'{what}' cannot be verified.{did_you_mean(what, WHAT)} Known: {', '.join(WHAT)}")
     args = parser.parse(argv)
-    for name in ("steps", "max_processes"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+    check_least(args, steps=1, max_processes=1)
     return _layout(recipe_args.load_recipe(args).config, args)
 
 

@@ -101,6 +101,14 @@ class NameMap:
         rule, _ = self._find(name)
         return rule.join([get(candidates) for candidates in self.sources(name)])
 
+    def split(self, name: str, full: torch.Tensor) -> Tensors:
+        """Their tensors of our parameter `name`, in the order of `sources`."""
+        return self._find(name)[0].split(full)
+
+    def join(self, name: str, theirs: Tensors) -> torch.Tensor:
+        """Our full tensor of theirs; inverse of `split`."""
+        return self._find(name)[0].join(theirs)
+
     def to_hf(self, full: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Full tensors by our global names -> tensors by their names, under the first prefix."""
         result = {}

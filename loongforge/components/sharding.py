@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_block import TransformerBlock
 
-_GATED = ("linear_fc1.weight", "linear_fc1.bias")
+_GATED = ("linear_fc1.weight", "linear_fc1.bias", "linear_fc1.lora.b")
 _TIED_COPY = "output_layer.weight"
 
 
@@ -54,7 +54,8 @@ def global_parameters(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.P
         yield names[name], param
 
 
-def _is_gated(module: torch.nn.Module, name: str) -> bool:
+def is_gated(module: torch.nn.Module, name: str) -> bool:
+    """Whether a parameter's first axis stacks gate and up projection."""
     return name.endswith(_GATED) and bool(getattr(getattr(module, "config", None), "gated_linear_unit", False))
 
 
@@ -104,46 +105,51 @@ def fill_parameters(
     rank, tp = group.rank(), group.size()
     for name, param in global_parameters(module):
         full = full_tensor(name, full_shape(param, tp))
-        param.copy_(take_shard(full, param, rank=rank, tp=tp, gated=_is_gated(module, name)))
+        param.copy_(take_shard(full, param, rank=rank, tp=tp, gated=is_gated(module, name)))
 
 
 @torch.no_grad()
 def gather_parameters(
     module: torch.nn.Module,
     group: torch.distributed.ProcessGroup,
-    value: Callable[[torch.nn.Parameter], torch.Tensor] = lambda param: param.detach(),
+    value: Callable[[torch.nn.Parameter], torch.Tensor | None] = lambda param: param.detach(),
 ) -> dict[str, torch.Tensor]:
-    """Full tensors by global name of what `value` takes from each parameter (itself, its gradient ...).
+    """Full tensors by global name of what `value` takes from each parameter (itself, its gradient ...; None: nothing).
 
     Collective over the tensor-parallel group; covers this pipeline stage.
     """
     full = {}
     for name, param in global_parameters(module):
-        local = value(param).contiguous()
+        taken = value(param)
+        if taken is None:
+            continue
+        local = taken.contiguous()
         if not getattr(param, "tensor_model_parallel", False):
             full[name] = local.clone()
             continue
         shards = [torch.empty_like(local) for _ in range(group.size())]
         torch.distributed.all_gather(shards, local, group=group)
-        full[name] = join_shards(shards, param, gated=_is_gated(module, name))
+        full[name] = join_shards(shards, param, gated=is_gated(module, name))
     return full
 
 
 def draw_parameters(
     module: torch.nn.Module, *, component: str, seed: int, std: float, group: torch.distributed.ProcessGroup
 ) -> None:
-    """First weights: norm weights 1, biases 0, everything else N(0, std).
+    """First weights: norm weights 1, biases 0, adapters as peft draws them, everything else N(0, std).
 
     Each parameter is a pure function of the seed, the component and its global name, so no layout changes it.
     """
 
     def full_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        if name.endswith(".bias"):
+        if name.endswith((".bias", ".lora.b")):
             return torch.zeros(shape)
         if len(shape) == 1 and name.endswith(".weight"):
             return torch.ones(shape)
         # torch's host generator reads the low 32 bits of its seed only
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}.{component}.{name}".encode()))
+        if name.endswith(".lora.a"):
+            return torch.empty(shape).uniform_(-1, 1, generator=generator) / shape[1] ** 0.5
         return torch.randn(shape, generator=generator) * std
 
     fill_parameters(module, full_tensor, group)

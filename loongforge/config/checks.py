@@ -88,6 +88,11 @@ _RANGES: dict[str, Check] = {
 _COMPONENT_RANGES: dict[str, Check] = {
     "lr_scale": _NOT_NEGATIVE,
     "init_std": _above(0),
+    "lora.rank": _POSITIVE,
+    "lora.alpha": _above(0),
+    "lora.dropout": lambda value: None if 0 <= value < 1 else "must be at least 0 and below 1",
+    "lora.lr_scale": _NOT_NEGATIVE,
+    "lora.targets": _not_empty,
     "norm_eps": _above(0),
     "rope_theta": _above(0),
     "parallel.tp": _POSITIVE,

@@ -8,7 +8,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 SCHEMA_VERSION = 1
 
@@ -56,6 +56,23 @@ class ParallelConfig:
 
 
 @dataclass(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters of a component's linear layers (LoRA, arXiv 2106.09685)."""
+
+    rank: int = 8
+    """Inner width of an adapter."""
+    alpha: float = 16.0
+    """An adapter's output is scaled by `alpha / rank`."""
+    dropout: float = 0.0
+    """Part of an adapter's input that is left out at random in training. Above 0, layouts draw different features."""
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Ends of the layers' names in Hugging Face's models (`q_proj`, `layers.0.mlp.up_proj`, `layers.*.self_attn.*`), or
+    `all-linear`: every linear layer but the output layer."""
+    lr_scale: float = 1.0
+    """Multiplies `optimizer.lr` for the adapters, in place of the component's."""
+
+
+@dataclass(kw_only=True)
 class ComponentConfig:
     """What every component of a model has; families add their sizes."""
 
@@ -72,13 +89,13 @@ class ComponentConfig:
     """Folder in Hugging Face format, or a loongforge run or checkpoint, to take the weights from."""
     init_std: float = 0.02
     """Standard deviation of freshly drawn weight matrices."""
-    lora: dict[str, Any] | None = None
-    """Low-rank adapters; only null so far."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters: they train, the component's own weights stay as they are."""
 
     @property
     def trains(self) -> bool:
         """Whether any of its parameters takes a gradient."""
-        return not self.freeze
+        return not self.freeze or self.lora is not None
 
 
 @dataclass(kw_only=True)

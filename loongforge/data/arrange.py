@@ -49,6 +49,10 @@ class Rules:
             return self.patch_cap
         return self.patch_cap * self.encoders // self.replicas
 
+    def length(self, sample: Load) -> int:
+        """Tokens of a sample, those of its images included."""
+        return sample.text_tokens + sum(sample.units) * self.image_tokens
+
 
 @dataclass(frozen=True)
 class Arrangement:
@@ -78,7 +82,7 @@ def arrange(samples: Sequence[Load], rules: Rules) -> Arrangement:
         ValueError: a sample alone exceeds a cap.
     """
     counts = np.array([sum(load.units) for load in samples], np.int64)
-    lengths = np.array([load.text_tokens for load in samples], np.int64) + counts * rules.image_tokens
+    lengths = np.array([rules.length(load) for load in samples], np.int64)
     if rules.mode == "none":
         return Arrangement(_spread(lengths, counts * rules.patches, rules), None)
     return _planned(samples, lengths, counts, rules)

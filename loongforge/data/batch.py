@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loongforge.config.errors import UserError
 from loongforge.parallel.routes import ImagePlan
 
 if TYPE_CHECKING:
     import torch
 
-    from loongforge.data.processing import ProcessedSample, SampleProcessor
+    from loongforge.data.processed import ProcessedSample
+    from loongforge.data.processing import SampleProcessor
 
 IGNORE = -100
 """Label of a position without loss."""
@@ -69,6 +71,11 @@ class StepData:
     """Of the arrangement of the global batch: the same on every rank, or they have not seen the same data."""
 
 
+def targets(sample: ProcessedSample) -> np.ndarray:
+    """int [T - 1], what each position but the last has to predict; `IGNORE` where that is not learned."""
+    return np.where(sample.learned[1:], sample.ids[1:], IGNORE)
+
+
 def collate(
     samples: list[ProcessedSample],
     processor: SampleProcessor,
@@ -85,6 +92,9 @@ def collate(
         rows: B.
         length: S, at least the longest sample.
         image_plan: of the batch.
+
+    Raises:
+        UserError: one is a packed row.
     """
     import torch
 
@@ -92,9 +102,14 @@ def collate(
     labels = np.full((rows, length), IGNORE, np.int64)
     lengths = np.zeros(rows, np.int64)
     for row, sample in enumerate(samples):
+        if sample.ends:
+            raise UserError(
+                f"{sample.id} is a packed row of {len(sample.ends)} samples (loongforge data pack): train on it with "
+                "packing.enabled=true; for data.eval name the data that it was made from"
+            )
         lengths[row] = size = len(sample.ids)
         tokens[row, :size] = sample.ids
-        labels[row, : size - 1] = np.where(sample.learned[1:], sample.ids[1:], IGNORE)
+        labels[row, : size - 1] = targets(sample)
     pixels = processor.normalise([image for sample in samples for image in sample.pixels])
     return Batch(
         tokens=torch.from_numpy(tokens),

@@ -11,7 +11,8 @@ from loongforge.config.errors import UserError
 from loongforge.config.schema import DataConfig
 from loongforge.data.batch import BadSample, Batch, collate, padded_length
 from loongforge.data.fetch import BadSampleError, SampleFetcher
-from loongforge.data.processing import ProcessedSample, SampleProcessor
+from loongforge.data.processed import ProcessedSample
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample, SampleError
 from loongforge.data.sources import open_sources
 

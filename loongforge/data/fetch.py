@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from loongforge.config.errors import UserError
 from loongforge.data.batch import BadSample
-from loongforge.data.processing import ProcessedSample, SampleProcessor
+from loongforge.data.processed import ProcessedSample
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import Location, RawSample, SampleError, SampleMeta
 from loongforge.data.sources import Source
 
@@ -70,6 +71,17 @@ class SampleFetcher:
             self._room -= size
             self._cache[source, index, only] = sample
         return sample
+
+    def fetch_good(self, source: int, index: int, only: tuple[int, ...] | None = None) -> ProcessedSample:
+        """`fetch` for a sample that is too far on to be replaced.
+
+        Raises:
+            UserError: it cannot be learned from.
+        """
+        try:
+            return self.fetch(source, index, only)
+        except BadSampleError as error:
+            raise error.as_user_error() from error
 
     def measure(self, source: int, index: int, *, decode: bool = False) -> SampleMeta:
         """What a plan needs to know of a sample; see `SampleProcessor.measure`.

@@ -52,13 +52,25 @@ class MetadataTable:
         Raises:
             UserError: no sample can be processed, as the chat template does not fit.
         """
-        part, place = find_part(self._fetcher.sources[source].parts, index)
-        columns = self._columns[source][part] or self._open(source, part)
-        known = columns.get(place)
+        known = self.known(source, index)
         if known is None:
             known = measure(self._fetcher, source, index, decode=self._decode)
-            columns.put(place, known)
+            self.put(source, index, known)
         return known
+
+    def known(self, source: int, index: int) -> SampleMeta | None:
+        """The same, if it has been found before; None: not yet."""
+        columns, place = self._place(source, index)
+        return columns.get(place)
+
+    def put(self, source: int, index: int, meta: SampleMeta) -> None:
+        """Remembers what was found elsewhere."""
+        columns, place = self._place(source, index)
+        columns.put(place, meta)
+
+    def _place(self, source: int, index: int) -> tuple[MetaColumns, int]:
+        part, place = find_part(self._fetcher.sources[source].parts, index)
+        return self._columns[source][part] or self._open(source, part), place
 
     def _open(self, source: int, number: int) -> MetaColumns:
         with self._lock:

@@ -46,11 +46,30 @@ class SampleOrder:
 
     def epoch(self, position: int) -> float:
         """Epochs of the source that is furthest, after `position` samples."""
+        return max(self._epochs(position))
+
+    @property
+    def shares(self) -> list[str]:
+        """Exact share of each source among those from it on."""
+        return [str(share) for share in self._shares]
+
+    def once(self) -> int:
+        """Positions after which every sample of every source has come, for the first time."""
+        low, high = 0, sum(self.sizes)
+        while min(self._epochs(high)) < 1:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if min(self._epochs(middle)) >= 1 else (middle, high)
+        return high
+
+    def _epochs(self, position: int) -> list[float]:
+        """Of each source, after `position` samples."""
         counts, left = [], position
         for share in self._shares:
             counts.append(int(left * share))
             left -= counts[-1]
-        return max(count / size for count, size in zip(counts, self.sizes, strict=True))
+        return [count / size for count, size in zip(counts, self.sizes, strict=True)]
 
     def replacement(self, position: int, attempt: int) -> tuple[int, int]:
         """The sample that is tried at `position` after `attempt` (1, 2, ...) bad ones; of the same source."""

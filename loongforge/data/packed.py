@@ -10,11 +10,11 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.arrange import Arrangement, Load, Rules, arrange
 from loongforge.data.balance import CostModel
-from loongforge.data.batch import IGNORE, BadSample, Batch, StepData
-from loongforge.data.fetch import BadSampleError, SampleFetcher
+from loongforge.data.batch import IGNORE, BadSample, Batch, StepData, targets
+from loongforge.data.fetch import SampleFetcher
 from loongforge.data.metadata import MetadataTable
 from loongforge.data.part import Part, of_each
-from loongforge.data.processing import ProcessedSample
+from loongforge.data.processed import ProcessedSample
 from loongforge.data.replacement import GoodSamples
 from loongforge.parallel.routes import ImagePlan
 
@@ -81,7 +81,7 @@ class PackedSteps:
     def _replica(self, slots: Sequence[Slot], arrangement: Arrangement, replica: int) -> list[Batch]:
         cells = arrangement.cells[replica]
         plans = self._image_plans(slots, arrangement, replica)
-        lengths = [sum(self._length(slots[number]) for number in cell) for cell in cells]
+        lengths = [sum(self.rules.length(slots[number].load) for number in cell) for cell in cells]
         multiple = self.part.layout.sequence_multiple
         if self.part.layout.llm.pp > 1:  # pipeline stages exchange rows of one length
             lengths = [max(lengths)] * len(cells)
@@ -89,9 +89,6 @@ class PackedSteps:
             self._row([slots[number] for number in cell], plan, -(-max(length, 1) // multiple) * multiple)
             for cell, plan, length in zip(cells, plans, lengths, strict=True)
         ]
-
-    def _length(self, slot: Slot) -> int:
-        return slot.load.text_tokens + sum(slot.load.units) * self.rules.image_tokens
 
     def _image_plans(self, slots: Sequence[Slot], arrangement: Arrangement, replica: int) -> list[ImagePlan]:
         """For each micro-batch: its images, and those that this rank encodes."""
@@ -107,18 +104,14 @@ class PackedSteps:
 
     def _row(self, slots: Sequence[Slot], plan: ImagePlan, length: int) -> Batch:
         wanted = of_each(plan.held, [sum(slot.load.units) for slot in slots])
-        samples = [self._fetch(slot, only) for slot, only in zip(slots, wanted, strict=True)]
+        samples = [
+            self.fetcher.fetch_good(slot.source, slot.index, only) for slot, only in zip(slots, wanted, strict=True)
+        ]
         return packed_row(samples, self.fetcher, plan, length)
-
-    def _fetch(self, slot: Slot, only: tuple[int, ...] | None) -> ProcessedSample:
-        try:
-            return self.fetcher.fetch(slot.source, slot.index, only)
-        except BadSampleError as error:
-            raise error.as_user_error() from error
 
 
 def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan: ImagePlan, length: int) -> Batch:
-    """One row `[1, length]`: the samples one after another, each a document; what is left is one more.
+    """One row `[1, length]`: the documents of the samples one after another; what is left is one more.
 
     Args:
         samples: With the images that this rank encodes.
@@ -134,8 +127,8 @@ def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan:
     for sample in samples:
         start, size = borders[-1], len(sample.ids)
         tokens[start : start + size] = sample.ids
-        labels[start : start + size - 1] = np.where(sample.learned[1:], sample.ids[1:], IGNORE)
-        borders.append(start + size)
+        labels[start : start + size - 1] = targets(sample)
+        borders += [start + end for end in sample.ends or (size,)]
     used = borders[-1]
     pixels = processor.normalise([image for sample in samples for image in sample.pixels])
     return Batch(
@@ -143,7 +136,7 @@ def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan:
         labels=torch.from_numpy(labels[None]),
         images=torch.from_numpy(pixels),
         lengths=torch.tensor([used]),
-        ids=[sample.id for sample in samples],
+        ids=[name for sample in samples for name in sample.names or (sample.id,)],
         cu_seqlens=torch.tensor(borders if used == length else [*borders, length], dtype=torch.int32),
         image_plan=plan,
     )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from loongforge.data.batch import BadSample, Batch, StepData, collate, padded_length
-from loongforge.data.fetch import BadSampleError, SampleFetcher
+from loongforge.data.fetch import SampleFetcher
 from loongforge.data.part import Part, of_each
-from loongforge.data.processing import ProcessedSample
+from loongforge.data.processed import ProcessedSample
 from loongforge.data.replacement import GoodSamples
 from loongforge.parallel.routes import ImagePlan
 
@@ -83,10 +83,7 @@ class PaddedSteps:
         if plan is None or self._reads_all:
             return [read.sample for read in group]
         wanted = of_each(plan.held, [read.sample.num_units for read in group])
-        try:
-            return [
-                self.fetcher.fetch(read.source, read.index, only) if only != () else read.sample
-                for read, only in zip(group, wanted, strict=True)
-            ]
-        except BadSampleError as error:
-            raise error.as_user_error() from error
+        return [
+            self.fetcher.fetch_good(read.source, read.index, only) if only != () else read.sample
+            for read, only in zip(group, wanted, strict=True)
+        ]

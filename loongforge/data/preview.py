@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from loongforge.data.processing import ProcessedSample, SampleProcessor
+from loongforge.data.processed import ProcessedSample
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample
 
 _MOST_BYTES = 4  # of a character in UTF-8
@@ -36,7 +37,8 @@ class Preview:
     learned_text: str
     """What the label tokens say."""
     roles: dict[int, str] = field(default_factory=dict)
-    """{number of a piece: role of the message that begins with it}; empty for raw text, and where it is not known."""
+    """{number of a piece: role of the message that begins with it}; none for raw text, and where it is not known. In a
+    packed row, the first piece of each sample has its id besides."""
     pixels: list[np.ndarray] = field(default_factory=list)
     """uint8 [H, W, 3] each, as the encoder sees them but for the scale; the tiles of all images in order."""
     units: tuple[int, ...] = ()
@@ -109,7 +111,22 @@ def _text_behind(before: list[Piece], ids: list[int], processor: SampleProcessor
 
 
 def _roles(sample: ProcessedSample, pieces: list[Piece], processor: SampleProcessor, raw: RawSample) -> dict[int, str]:
-    if raw.text is not None or sample.num_cut:
+    if not raw.documents:
+        return _roles_in(pieces, processor, raw) if not sample.num_cut else {}
+    ends = np.cumsum([len(piece.ids) for piece in pieces])
+    found: dict[int, str] = {}
+    first = 0
+    for document, end in zip(raw.documents, np.searchsorted(ends, sample.ends).tolist(), strict=True):
+        inside = _roles_in(pieces[first : end + 1], processor, document) if not sample.num_cut else {}
+        found |= {first + number: role for number, role in inside.items()}
+        found[first] = f"sample {document.id}" + (f", {found[first]}" if first in found else "")
+        first = end + 1
+    return found
+
+
+def _roles_in(pieces: list[Piece], processor: SampleProcessor, raw: RawSample) -> dict[int, str]:
+    """Of one sample."""
+    if raw.text is not None:
         return {}
     starts = processor.message_starts(raw.messages)
     sizes = [1 if piece.is_image else len(piece.ids) for piece in pieces]  # images are not expanded in `starts`

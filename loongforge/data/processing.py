@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +11,7 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.chat import GENERATION_HELP, Message, check_roles, count_placeholders, fit_template, marks_answers
 from loongforge.data.images import ImageProcessor
+from loongforge.data.processed import Encoded, ProcessedSample
 from loongforge.data.sample import MAX_SAMPLE_BYTES, RawSample, SampleError, SampleMeta
 from loongforge.data.truncation import kept_tokens
 
@@ -21,33 +21,6 @@ if TYPE_CHECKING:
     from loongforge.components.llm.base import LLMConfig
     from loongforge.components.vision.base import VisionConfig
     from loongforge.config.schema import DataConfig
-
-
-@dataclass(frozen=True)
-class ProcessedSample:
-    """A sample ready for a batch; T tokens."""
-
-    id: str
-    ids: np.ndarray
-    """int32 [T], image tokens expanded."""
-    learned: np.ndarray
-    """bool [T]; whether a token is a target."""
-    pixels: list[np.ndarray] = field(default_factory=list)
-    """uint8 [H, W, 3] each: resized, not yet normalised."""
-    num_cut: int = 0
-    """Text tokens left out because the sample was too long (`data.too_long: truncate_text`)."""
-    units: tuple[int, ...] = ()
-    """Images that the encoder sees of each image: its tiles, decoded or not."""
-
-    @property
-    def num_units(self) -> int:
-        """Images that the encoder sees of the sample."""
-        return sum(self.units)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the arrays take."""
-        return self.ids.nbytes + self.learned.nbytes + sum(image.nbytes for image in self.pixels)
 
 
 class SampleProcessor:
@@ -106,8 +79,9 @@ class SampleProcessor:
             UserError: no sample can, because the chat template does not fit.
         """
         units = self._known_units(sample)
-        ids, learned, num_cut = self._encode(sample, units)
-        return ProcessedSample(sample.id, ids, learned, self._pixels(sample, units, only), num_cut, tuple(units))
+        row = self._encode(sample, units)
+        pixels, names = self._pixels(sample, units, only), tuple(document.id for document in sample.documents)
+        return ProcessedSample(sample.id, row.ids, row.learned, pixels, row.num_cut, tuple(units), names, row.ends)
 
     @property
     def is_tiled(self) -> bool:
@@ -154,11 +128,11 @@ class SampleProcessor:
             SampleError, UserError: as `__call__`.
         """
         units = self._known_units(sample)
-        ids, learned, _ = self._encode(sample, units)
+        row = self._encode(sample, units)
         sizes = self._sizes(sample)
         if decode:
             self._pixels(sample, units, None)
-        return SampleMeta(int((ids != self.image_token_id).sum()), int(learned[1:].sum()), tuple(sizes))
+        return SampleMeta(int((row.ids != self.image_token_id).sum()), int(row.learned[1:].sum()), tuple(sizes))
 
     def render_prompt(
         self, messages: list[Message], units: Sequence[int], add_generation_prompt: bool = True
@@ -207,21 +181,23 @@ class SampleProcessor:
 
     def _contents(self, sample: RawSample, only: Collection[int] | None = None) -> Iterator[bytes]:
         """The encoded images, one at a time."""
-        total = 0
+        total, most = 0, self.max_sample_bytes * max(1, len(sample.documents))
         for number, read in enumerate(sample.images):
             if only is not None and number not in only:
                 continue
             content = read()
             total += len(content)
-            if total > self.max_sample_bytes:
+            if total > most:
                 raise SampleError(
                     f"its images have more than data.max_sample_bytes={self.max_sample_bytes} together",
                     problem="too_many_bytes",
                 )
             yield content
 
-    def _encode(self, sample: RawSample, units: Sequence[int]) -> tuple[np.ndarray, np.ndarray, int]:
-        """(ids, learned, tokens cut) of a sample, checked."""
+    def _encode(self, sample: RawSample, units: Sequence[int]) -> Encoded:
+        """The tokens of a sample, checked."""
+        if sample.documents:
+            return self._encode_row(sample.documents, units)
         if sample.text is not None:
             ids, learned = self._encode_text(sample.text)
         else:
@@ -231,7 +207,22 @@ class SampleProcessor:
             raise SampleError(
                 "it has no label tokens: no answer to learn is left after the chat template", problem="no_label_tokens"
             )
-        return ids, learned, num_cut
+        return Encoded(ids, learned, num_cut)
+
+    def _encode_row(self, documents: Sequence[RawSample], units: Sequence[int]) -> Encoded:
+        """Documents one after another; what begins one is not to be predicted from the one before."""
+        found, first = [], 0
+        for document in documents:
+            count = len(document.images)
+            try:
+                found.append(self._encode(document, units[first : first + count]))
+            except SampleError as error:
+                raise SampleError(f"sample '{document.id}' in it: {error}", problem=error.problem) from error
+            found[-1].learned[0] = False
+            first += count
+        ids, learned = (np.concatenate([getattr(one, name) for one in found]) for name in ("ids", "learned"))
+        ends = np.cumsum([len(one.ids) for one in found]).tolist()
+        return Encoded(ids, learned, sum(one.num_cut for one in found), tuple(ends))
 
     def _fit(self, ids: np.ndarray, learned: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray, int]:
         """What `data.too_long` makes of a sample: (ids, learned, tokens cut)."""

@@ -53,6 +53,8 @@ class RawSample:
     """A raw text to learn whole, in place of messages."""
     has_own_id: bool = True
     """Whether the record gives `id`; else it is made from where the sample lies."""
+    documents: Sequence[RawSample] = ()
+    """Samples that lie in a packed row, in place of messages and text; `images` are those of all of them, in order."""
 
 
 @dataclass(frozen=True)

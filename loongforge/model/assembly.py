@@ -7,10 +7,13 @@ import torch.distributed as dist
 from megatron.core.transformer.module import MegatronModule
 
 from loongforge.components.context import BuildContext
+from loongforge.components.hf import NameMap
 from loongforge.components.llm.base import LLMConfig
+from loongforge.components.lora import add_adapters, is_adapter
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.sharding import draw_parameters, mark_tensor_parallel
 from loongforge.components.vision.base import VisionConfig
+from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig, Config
 from loongforge.model.vlm import ImageSpec, VisionLanguageModel
 from loongforge.parallel.groups import Groups
@@ -58,8 +61,20 @@ def _build_component(config: Config, name: str, groups: Groups) -> torch.nn.Modu
         module = component.build(context)
     _give_group(module, context.groups.tp)
     mark_tensor_parallel(module)
+    if component.lora is not None:
+        add_adapters(module, component.lora, _names(component), component=name, group=context.groups.tp)
     draw_parameters(module, component=name, seed=config.trainer.seed, std=component.init_std, group=context.groups.tp)
-    return module.requires_grad_(not component.freeze)
+    for parameter, param in module.named_parameters():
+        param.requires_grad_(is_adapter(parameter) if component.lora is not None else not component.freeze)
+    return module
+
+
+def _names(component: ComponentConfig) -> NameMap | None:
+    """Hugging Face names; None: a plugin that does not say them."""
+    try:
+        return component.name_map()  # type: ignore[attr-defined]
+    except UserError:
+        return None
 
 
 def _give_group(module: torch.nn.Module, group: dist.ProcessGroup) -> None:

@@ -39,9 +39,6 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
         tokens = projector.num_tokens(vision.num_image_tokens)
         if tokens >= llm.max_seq_len:
             found.append(f"an image takes {tokens} tokens, but model.llm.max_seq_len={llm.max_seq_len}")
-    for name, component in (("vision", vision), ("projector", projector), ("llm", llm)):
-        if component is not None and component.lora is not None:
-            found.append(f"model.{name}.lora is not available yet; allowed: null")
     if not any(part is not None and part.trains for part in (vision, projector, llm)):
         found.append("every component is frozen: nothing would be learned; set freeze=false on one")
     return found

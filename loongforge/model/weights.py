@@ -7,7 +7,8 @@ from typing import Any
 
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
-from loongforge.checkpoint.sharded import differences, read_state
+from loongforge.checkpoint.sharded import differences, read_state, stored_names
+from loongforge.components.lora import is_adapter
 from loongforge.config.errors import UserError
 from loongforge.model.vlm import VisionLanguageModel
 from loongforge.parallel.groups import Groups
@@ -43,14 +44,21 @@ def model_state(model: VisionLanguageModel, groups: Groups, names: list[str] | N
     return state
 
 
-def set_weights(model: VisionLanguageModel, state: dict[str, Any]) -> None:
-    """Takes over what `read_state` returned for the components that it holds."""
+def set_weights(model: VisionLanguageModel, state: dict[str, Any], *, strict: bool = True) -> None:
+    """Takes over what `read_state` returned for the components that it holds, by default all of their parameters."""
     for name, module in model.components().items():
         if name in state:
-            module.load_state_dict(state[name])
+            module.load_state_dict(state[name], strict=strict)
 
 
-def load_weights(path: Path, model: VisionLanguageModel, groups: Groups, names: list[str] | None = None) -> None:
+def load_weights(
+    path: Path,
+    model: VisionLanguageModel,
+    groups: Groups,
+    names: list[str] | None = None,
+    *,
+    new_adapters: bool = False,
+) -> None:
     """Reads weights only, written under any layout. Collective over the world.
 
     Args:
@@ -58,13 +66,23 @@ def load_weights(path: Path, model: VisionLanguageModel, groups: Groups, names: 
         model: This rank's parts.
         groups: Of all components.
         names: Components to read; None: all.
+        new_adapters: Leave adapters that are not there as they are.
 
     Raises:
         UserError: a weight is not there, or has another shape.
     """
     template = {"model": model_state(model, groups, names)}
+    if new_adapters:
+        _leave_out_missing_adapters(template, path)
     require_stored(template, path)
-    set_weights(model, read_state(template, path)["model"])
+    set_weights(model, read_state(template, path)["model"], strict=not new_adapters)
+
+
+def _leave_out_missing_adapters(template: dict[str, Any], path: Path) -> None:
+    stored = stored_names(path)
+    for state in template["model"].values():
+        for name in [name for name, tensor in state.items() if is_adapter(name) and tensor.key not in stored]:
+            del state[name]
 
 
 def require_stored(template: dict[str, Any], path: Path) -> None:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
-from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 from loongforge.config.schema import Config
 from loongforge.model.checks import problems
 from loongforge.parallel.layout import Layout
 from loongforge.planning.choices import overrides
 from loongforge.planning.device import Device
+from loongforge.planning.leaner import LEANER
 from loongforge.planning.predict import Prediction, predict
 from loongforge.planning.search import Found, search
 from loongforge.planning.workload import Costs
 
 WORTH_SAYING = 1.05
 """Ratio of step times from which on another layout is worth a line."""
-_LEANER: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("optimizer.distributed=true", "optimizer", {"distributed": True}),
-    ("trainer.micro_batch_size=1", "trainer", {"micro_batch_size": 1}),
-    ("trainer.recompute=full", "trainer", {"recompute": "full"}),
-)
 
 
 def advise(costs: Costs, layout: Layout, device: Device) -> list[str]:
@@ -38,25 +30,20 @@ def advise(costs: Costs, layout: Layout, device: Device) -> list[str]:
 
 def _leaner(costs: Costs, layout: Layout, device: Device) -> list[str]:
     """The fewest settings with which the same layout fits; of as few, those that cost least time."""
-    wanted = [change for change in _LEANER if _changed(costs.config, [change]) != costs.config]
+    wanted = [setting for setting in LEANER if setting.applied(costs.config) is not costs.config]
     for number in range(1, len(wanted) + 1):
         found = []
-        for changes in combinations(wanted, number):
-            config = _changed(costs.config, changes)
+        for settings in combinations(wanted, number):
+            config = costs.config
+            for setting in settings:
+                config = setting.applied(config)
             prediction = predict(costs.with_config(config), layout, device)
             if prediction.fits(device) and not problems(config, layout):
-                found.append((prediction.times.total, " ".join(change[0] for change in changes), prediction))
+                found.append((prediction.times.total, " ".join(map(str, settings)), prediction))
         if found:
             seconds, text, prediction = min(found, key=lambda one: one[0])
             return [f"fits with {text}: {_gib(prediction)} GiB, {seconds:.3g} s a step"]
     return []
-
-
-def _changed(config: Config, changes: Sequence[tuple[str, str, dict[str, Any]]]) -> Config:
-    found = copy(config)
-    for _, section, values in changes:
-        setattr(found, section, replace(getattr(found, section), **values))
-    return found
 
 
 def _fitting(config: Config, found: Found) -> str:

@@ -72,7 +72,7 @@ def _cells(loads: Sequence[Load], arrangement: Arrangement, rules: Rules) -> tup
         for place, cell in enumerate(row):
             for sample in cell:
                 units = sum(loads[sample].units)
-                length = loads[sample].text_tokens + units * rules.image_tokens
+                length = rules.length(loads[sample])
                 tokens[replica, place] += length
                 llm[replica, place] += float(rules.cost.documents(np.array([length]))[0])
                 if arrangement.encoders is not None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, fields
 
 from loongforge.parallel.grid import Grid
 from loongforge.parallel.layout import Layout
+from loongforge.planning.parts import Parts
 from loongforge.planning.shape import Shape
 from loongforge.planning.workload import LABEL_SHARE, Costs
 
 
 @dataclass
-class Memory:
+class Memory(Parts):
     """Bytes on one rank."""
 
     params: float = 0
@@ -29,11 +30,6 @@ class Memory:
     """Of the label tokens of a micro-batch."""
     image_rows: float = 0
     """Image-token embeddings on their way."""
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return sum(getattr(self, item.name) for item in fields(self))
 
     def __add__(self, other: Memory) -> Memory:
         return Memory(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))

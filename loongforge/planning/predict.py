@@ -6,11 +6,12 @@ it (decoupled), gradients reduced after the last micro-batch. Nothing else overl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from loongforge.parallel.layout import Layout
 from loongforge.planning.device import Device
 from loongforge.planning.memory import Memory, memory_on
+from loongforge.planning.parts import Parts
 from loongforge.planning.shape import Shape
 from loongforge.planning.traffic import (
     Collectives,
@@ -30,7 +31,7 @@ last three written, and clipping reads and writes the gradient."""
 
 
 @dataclass
-class Times:
+class Times(Parts):
     """Seconds of a step."""
 
     llm: float = 0
@@ -51,11 +52,6 @@ class Times:
     optimizer: float = 0
     hidden: float = 0
     """Negative: encoder time that passes beside the LLM's."""
-
-    @property
-    def total(self) -> float:
-        """Of the step."""
-        return sum(getattr(self, item.name) for item in fields(self))
 
 
 @dataclass

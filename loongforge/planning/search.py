@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from loongforge.config.schema import Config
 from loongforge.planning.choices import Choice, legal_choices, micro_batch
 from loongforge.planning.device import Device
+from loongforge.planning.leaner import LEANER
 from loongforge.planning.predict import Prediction, predict
 from loongforge.planning.workload import Costs, Workload
 
@@ -46,17 +46,14 @@ def _fitted(costs: Costs, choice: Choice, device: Device) -> Found:
     recomputation."""
     config = choice.config(costs.config, **micro_batch(costs.config, choice.layout))
     found = _found(costs, choice, config, device)
-    for section, key, value in _LEANER:
+    for setting in LEANER:
         if found.fits:
             break
-        if getattr(getattr(config, section), key) != value:
-            config = copy(config)
-            setattr(config, section, replace(getattr(config, section), **{key: value}))
+        leaner = setting.applied(config)
+        if leaner is not config:
+            config = leaner
             found = _found(costs, choice, config, device)
     return found
-
-
-_LEANER = (("optimizer", "distributed", True), ("trainer", "micro_batch_size", 1), ("trainer", "recompute", "full"))
 
 
 def _found(costs: Costs, choice: Choice, config: Config, device: Device) -> Found:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from loongforge.parallel.grid import Coordinates, Grid
 from loongforge.parallel.layout import Layout
+from loongforge.planning.parts import Parts
 from loongforge.planning.shape import Shape
 from loongforge.planning.workload import Costs
 
 
 @dataclass
-class Traffic:
+class Traffic(Parts):
     """Bytes that a rank receives in a step."""
 
     tensor_parallel: float = 0
@@ -21,11 +22,6 @@ class Traffic:
     """Embeddings of image tokens on their way to the LLM, or their gradients on the way back."""
     gradients: float = 0
     """Reduced over replicas; with a distributed optimizer also the parameters on their way back."""
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return sum(getattr(self, item.name) for item in fields(self))
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    ParamKey,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 
 from loongforge.config.schema import ComponentConfig, Config, OptimizerConfig
@@ -35,12 +41,17 @@ class _Part:
 
     def __init__(self, config: Config, component: ComponentConfig, module: torch.nn.Module, groups: object) -> None:
         self.lr_scale, self.groups = component.lr_scale, groups
+        self.lora_lr_scale = component.lora.lr_scale if component.lora is not None else component.lr_scale
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, use_distributed_optimizer=config.optimizer.distributed
         )
         self.ddp = DistributedDataParallel(module.config, settings, module, pg_collection=groups)
         self.optimizer: MegatronOptimizer = get_megatron_optimizer(
-            _megatron_config(config, component), [self.ddp], pg_collection=groups, use_gloo_process_groups=False
+            _megatron_config(config, component),
+            [self.ddp],
+            config_overrides=_overrides(config, component),
+            use_gloo_process_groups=False,
+            pg_collection=groups,
         )
 
     def clear(self) -> None:
@@ -52,8 +63,16 @@ class _Part:
 
     def set_learning_rate(self, rate: float, weight_decay: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * self.lr_scale
+            group["lr"] = rate * (self.lora_lr_scale if group["is_decoupled_lr"] else self.lr_scale)
             group["weight_decay"] = weight_decay * group["wd_mult"]
+
+
+def _overrides(config: Config, component: ComponentConfig) -> dict[ParamKey, Any]:
+    """megatron-core's own (no decay of biases and norms), and a group with its own rate for adapters."""
+    found: dict[ParamKey, Any] = dict(get_standard_config_overrides(_megatron_config(config, component)))
+    if component.lora is not None:
+        found[ParamKey(name="*.lora.*")] = {"is_decoupled_lr": True}
+    return found
 
 
 def _megatron_config(config: Config, component: ComponentConfig) -> MegatronOptimizerConfig:

@@ -1,4 +1,4 @@
-"""Weights and optimizer of a run, to and from a checkpoint."""
+"""The weights of a run and the state of its optimizer: written to a checkpoint, and read back under any layout."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def load_initial_weights(config: Config, model: VisionLanguageModel, groups: Gro
             _from_hf(config, model, name, path)
         else:
             path = resolve(path).path
-            load_weights(path, model, groups, [name])
+            load_weights(path, model, groups, [name], new_adapters=True)
         notes.append(f"{name}: weights from {path}")
     return notes
 

@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shutil
 import statistics
-import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import WARM_UP, run, train
 
 from loongforge.data.builtin import build
 
@@ -66,15 +64,6 @@ def skewed(folder: Path, samples: int) -> Path:
     return digits
 
 
-def run(*argv: str) -> str:
-    """Runs loongforge; returns what it printed."""
-    command = [sys.executable, "-m", "loongforge", *argv]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return done.stdout
-
-
 def where(folder: Path, tokenizer: Path) -> list[str]:
     """Overrides that name the data."""
     data = folder / "skewed-00000.tar"
@@ -88,13 +77,9 @@ def simulate(folder: Path, tokenizer: Path) -> dict[str, float]:
 
 
 def measure(folder: Path, tokenizer: Path, mode: str, steps: int) -> dict[str, float]:
-    """Mean seconds of a step; the first two warm up."""
-    run_dir = folder / "run"
-    data = [*where(folder, tokenizer), f"run.dir={run_dir}"]
-    run("train", *OVERRIDES, *data, f"trainer.steps={steps + 2}", f"balance.mode={mode}")
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    records = [line for line in lines if "step_time_s" in line][2:]
-    shutil.rmtree(run_dir)
+    """Mean seconds of a step, and how uneven the ranks were."""
+    data = where(folder, tokenizer)
+    records = train(folder / "run", [*OVERRIDES, *data, f"balance.mode={mode}"], steps)
     return {
         key: statistics.mean(record[name] for record in records)
         for key, name in (("seconds", "step_time_s"), ("llm", "balance/llm"), ("vision", "balance/vision"))
@@ -111,7 +96,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        digits = skewed(folder, 32 * (args.steps + 2))
+        digits = skewed(folder, 32 * (args.steps + WARM_UP))
         simulated = simulate(folder, digits / "tokenizer")
         for _ in range(args.rounds):
             for mode in MODES:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from command import run, train
 
 NPROC = 4
 SIZES = [
@@ -57,22 +56,9 @@ LARGE_LAYOUTS = {
 _LARGE_DEVICE = ["--world", "8", "--device", "a800", "--images-per-sample", "3.2"]
 
 
-def run(*argv: str) -> str:
-    """Runs loongforge; returns what it printed."""
-    command = [sys.executable, "-m", "loongforge", *argv]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return done.stdout
-
-
 def measure(folder: Path, overrides: list[str], steps: int) -> tuple[float, float]:
-    """Median seconds of a step, and mean tokens of a sample; the first two steps warm up."""
-    run_dir = folder / "run"
-    run("train", *SIZES, *overrides, f"run.dir={run_dir}", f"data.dir={folder / 'data'}", f"trainer.steps={steps + 2}")
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    records = [line for line in lines if "step_time_s" in line][2:]
-    shutil.rmtree(run_dir)
+    """Median seconds of a step, and mean tokens of a sample."""
+    records = train(folder / "run", [*SIZES, *overrides, f"data.dir={folder / 'data'}"], steps)
     seconds = statistics.median(record["step_time_s"] for record in records)
     return seconds, statistics.mean(record["tokens"] / record["samples"] for record in records)
 

@@ -11,6 +11,7 @@ from loongforge.kernels.backend import select
 
 select("auto").activate()
 
+from loongforge.components.transformer.lora import LowRank  # noqa: E402
 from loongforge.components.transformer.sequence import SequenceView  # noqa: E402
 from loongforge.model.encoding import Bridge  # noqa: E402
 from loongforge.model.execution import Runner  # noqa: E402
@@ -39,6 +40,7 @@ class _Faults:
             "missing reduction": lambda: mock.patch.object(Optimizers, "reduce_gradients", _reduce_without_vision),
             "norm double counting": lambda: mock.patch.object(Optimizers, "_norms", self._norms(Optimizers._norms)),
             "lost rows": lambda: mock.patch.object(Bridge, "give_back", _losing_rows(Bridge.give_back)),
+            "adapter sum": lambda: mock.patch.object(LowRank, "_across_ranks", _only_forward(LowRank._across_ranks)),
             "late document": lambda: mock.patch.object(SequenceView, "mask", _late(SequenceView.mask)),
         }
         return others[fault]() if fault in others else reduce
@@ -105,3 +107,13 @@ def _late(real: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return mask
+
+
+def _only_forward(real: Callable[..., Any]) -> Callable[..., Any]:
+    """The value that crossed the ranks, with the gradient of the one that did not."""
+
+    def crossed(adapter: LowRank, hidden: Any) -> Any:
+        value = real(adapter, hidden)
+        return hidden + (value - hidden).detach() if value.shape == hidden.shape else value
+
+    return crossed

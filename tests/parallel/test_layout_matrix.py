@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from loongforge.config.schema import Config
+from loongforge.config.schema import Config, LoraConfig
 from loongforge.training.verify.compare import compare
 from loongforge.training.verify.outcome import Outcome
 from tests.parallel.cases import train
@@ -29,6 +29,7 @@ class Variant:
     """What else may change without changing a number."""
 
     frozen: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
     packed: bool = False
     distributed: bool = False
     window: int | None = None
@@ -36,6 +37,7 @@ class Variant:
 
     def __str__(self) -> str:
         words = [f"frozen {'+'.join(self.frozen)}" if self.frozen else "", "packed" if self.packed else ""]
+        words += [f"adapters {'+'.join(self.adapted)}" if self.adapted else ""]
         words += ["distributed" if self.distributed else "", f"window {self.window}" if self.window else ""]
         return ", ".join(filter(None, [*words, "projector apart" if self.projector_apart else ""])) or "plain"
 
@@ -50,14 +52,18 @@ VARIANTS = [
     Variant(frozen=("projector", "llm"), projector_apart=True),
     Variant(frozen=("vision", "projector"), packed=True),
     Variant(distributed=True, projector_apart=True, window=2),
+    Variant(frozen=("vision",), adapted=("llm",), packed=True),
+    Variant(adapted=("vision", "projector", "llm"), distributed=True),
 ]
 
 
-def _config(frozen: tuple[str, ...], distributed: bool = False, window: int | None = None) -> Config:
-    config = matrix_config(distributed=distributed)
-    config.trainer.encode_window = window
-    for name in frozen:
+def _config(variant: Variant) -> Config:
+    config = matrix_config(distributed=variant.distributed)
+    config.trainer.encode_window = variant.window
+    for name in variant.frozen:
         getattr(config.model, name).freeze = True
+    for name in variant.adapted:
+        getattr(config.model, name).lora = LoraConfig(rank=2)
     return config
 
 
@@ -73,24 +79,25 @@ def _pairs(world: int, *, every: bool = False) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def one_process() -> Iterator[Callable[..., Outcome]]:
-    """The reference for some frozen components, on padded batches."""
-    known: dict[tuple[tuple[str, ...], int], Outcome] = {}
+    """The reference for some frozen and adapted components, on padded batches."""
+    known: dict[tuple[Any, ...], Outcome] = {}
     with RankPool(1) as pool:
 
-        def reference(frozen: tuple[str, ...] = (), steps: int = 25) -> Outcome:
-            if (frozen, steps) not in known:
-                config = _config(frozen)
+        def reference(variant: Variant, steps: int = 25) -> Outcome:
+            key = variant.frozen, variant.adapted, steps
+            if key not in known:
+                config = _config(Variant(frozen=variant.frozen, adapted=variant.adapted))
                 config.trainer.steps = steps
-                known[frozen, steps] = pool.run(train, config)[0]
-            return known[frozen, steps]
+                known[key] = pool.run(train, config)[0]
+            return known[key]
 
         yield reference
 
 
 def _check(choice: Choice, variant: Variant, one_process: Any, pools: Pools) -> None:
-    config = choice.apply(_config(variant.frozen, variant.distributed, variant.window))
+    config = choice.apply(_config(variant))
     ranks = pools(choice.world).run(train, config, "", variant.packed)
-    assert not compare(one_process(variant.frozen), ranks).problems
+    assert not compare(one_process(variant), ranks).problems
 
 
 @pytest.mark.parametrize(("choice", "variant"), _pairs(1, every=True) + _pairs(2) + _pairs(4))
@@ -117,10 +124,10 @@ ELSEWHERE = {("local count", "colocated"), ("local count", "decoupled"), ("late 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("place", FAULTY)
 def test_a_fault_is_seen(place: str, fault: str, one_process: Any, rank_pool: Pools) -> None:
-    config = FAULTY[place].apply(_config(()))
+    config = FAULTY[place].apply(_config(Variant()))
     config.trainer.steps = 2
     ranks = rank_pool(4).run(train, config, fault)
-    seen = bool(compare(one_process(steps=2), ranks).problems)
+    seen = bool(compare(one_process(Variant(), steps=2), ranks).problems)
     assert seen == ((fault, place) not in ELSEWHERE)
 
 

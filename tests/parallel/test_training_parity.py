@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loongforge.config.schema import Config, ParallelConfig
+from loongforge.config.schema import Config, LoraConfig, ParallelConfig
 from loongforge.training.verify.compare import compare
 from loongforge.training.verify.outcome import Outcome
 from tests.parallel.cases import train
@@ -50,6 +50,18 @@ CASES = {
     "cp2 tied qwen": (2, ParallelConfig(cp=2), TIED | QWEN),
     "pp2 tp2 sp tied qwen": (4, ParallelConfig(tp=2, pp=2, sequence_parallel=True), TIED | QWEN),
 }
+LORA = dict(lora=LoraConfig(rank=3, alpha=7.0, targets=["q_proj", "v_proj", "mlp.*", "layers.1.self_attn.o_proj"]))
+EVERY_LINEAR = LoraConfig(rank=2)
+ADAPTED = dict(
+    vision_changes={"lora": EVERY_LINEAR}, projector_changes={"lora": EVERY_LINEAR}, lora=EVERY_LINEAR, vision="siglip"
+)
+CASES |= {
+    "lora tp2": (2, ParallelConfig(tp=2), LORA),
+    "lora tp2 sp tied": (2, ParallelConfig(tp=2, sequence_parallel=True), LORA | TIED),
+    "lora pp2": (2, ParallelConfig(pp=2), LORA),
+    "lora everywhere tp2 dp2": (4, ParallelConfig(tp=2), ADAPTED | dict(distributed=True)),
+    "lora linear cp2": (2, ParallelConfig(cp=2), ADAPTED | dict(projector="linear")),
+}
 LONG = ("pp2 tied", "pp2 tp2 sp tied qwen")  # a drift that grows with the steps would show
 
 
@@ -73,3 +85,9 @@ def test_bf16_learns_under_every_layout(one_process: Callable[..., Outcome], ran
     config = _config(STEPS, precision="bf16", distributed=True, parallel=ParallelConfig(tp=2))
     result = rank_pool(4).run(train, config)[0]
     assert np.allclose(reference.losses, result.losses, atol=0.05)
+
+
+def test_an_adapter_whose_gradient_is_not_summed_is_seen(one_process: Callable[..., Outcome], rank_pool: Pools) -> None:
+    reference = one_process(**LORA)
+    ranks = rank_pool(2).run(train, _config(STEPS, parallel=ParallelConfig(tp=2), **LORA), "adapter sum")
+    assert compare(reference, ranks).problems

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,26 +15,26 @@ import pytest
 from tests.repo.files import REPO
 
 
+def _run(script: str, *options: str) -> dict[str, Any]:
+    """What a benchmark prints with --json."""
+    command = [sys.executable, str(REPO / "scripts" / "bench" / f"{script}.py"), *options, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("model", ["tiny", "small"])
 def test_engine_cost(model: str) -> None:
-    script = REPO / "scripts" / "bench" / "engine_cost.py"
-    options = ["--model", model, "--threads", "1", "--blocks", "1", "--steps", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=120, check=True
-    )
-    result = json.loads(done.stdout)
+    options = ["--model", model, "--threads", "1", "--blocks", "1", "--steps", "1"]
+    result = _run("engine_cost", *options)
     assert result["model"] == model
     assert result["ours_tokens_per_s"] > 0
     assert result["plain_tokens_per_s"] > 0
 
 
 def test_layouts() -> None:
-    script = REPO / "scripts" / "bench" / "layouts.py"
-    options = ["--steps", "1", "--rounds", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=280, check=True
-    )
-    result = json.loads(done.stdout)
+    options = ["--steps", "1", "--rounds", "1"]
+    result = _run("layouts", *options)
     assert list(result["small"]) == ["uniform", "heterogeneous", "full heterogeneous", "decoupled"]
     assert all(one["measured_s"] > 0 and one["predicted_s"] > 0 for one in result["small"].values())
     large = result["large_predicted_s"]
@@ -41,24 +42,16 @@ def test_layouts() -> None:
 
 
 def test_balance() -> None:
-    script = REPO / "scripts" / "bench" / "balance.py"
-    options = ["--steps", "1", "--rounds", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=280, check=True
-    )
-    result = json.loads(done.stdout)
+    options = ["--steps", "1", "--rounds", "1"]
+    result = _run("balance", *options)
     assert result["none"]["simulated"] == 1 > result["llm"]["simulated"] > result["full"]["simulated"]
     assert result["none"]["llm"] > result["full"]["llm"]
     assert result["none"]["vision"] > result["full"]["vision"]
 
 
 def test_packing() -> None:
-    script = REPO / "scripts" / "bench" / "packing.py"
-    options = ["--steps", "1", "--blocks", "1", "--threads", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=280, check=True
-    )
-    assert set(json.loads(done.stdout)["ratio"]) == {"padded", "packed"}
+    options = ["--steps", "1", "--blocks", "1", "--threads", "1"]
+    assert set(_run("packing", *options)["ratio"]) == {"padded", "packed"}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Tensor-parallel linear layers that are plain ones where there is nothing to divide."""
+"""Tensor-parallel linear layers that are plain ones where there is nothing to divide, each with room for an adapter."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+from loongforge.components.transformer.lora import Adaptable
 
 
-class ColumnLinear(ColumnParallelLinear):
+class ColumnLinear(Adaptable, ColumnParallelLinear):
     """Output features divided over the group. On one rank: a native linear, bias added inside the product."""
 
     def forward(
@@ -17,8 +20,14 @@ class ColumnLinear(ColumnParallelLinear):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`[..., in]` -> `[..., out / tp]`, and the bias that is still to be added, if any."""
         if self.tp_group.size() > 1:
-            return super().forward(input_, weight, runtime_gather_output)
-        return F.linear(input_, self.weight if weight is None else weight, self.bias), None
+            output, bias = super().forward(input_, weight, runtime_gather_output)
+        else:
+            output, bias = F.linear(input_, self.weight if weight is None else weight, self.bias), None
+        return self.adapted(output, input_), bias
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """Of the layer and its adapter, of which B is divided as the layer is."""
+        return _sharded(self, {"weight": 0, "bias": 0, "lora.b": 0}, prefix, sharded_offsets, metadata)
 
 
 class UnbiasedColumnLinear(ColumnLinear):
@@ -28,11 +37,36 @@ class UnbiasedColumnLinear(ColumnLinear):
         super().__init__(*args, bias=False, **options)
 
 
-class RowLinear(RowParallelLinear):
+class RowLinear(Adaptable, RowParallelLinear):
     """Input features divided over the group; sums the ranks' parts. On one rank: a native linear."""
 
     def forward(self, input_: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`[..., in / tp]` -> `[..., out]`, and the bias that is still to be added, if any."""
         if self.tp_group.size() > 1:
-            return super().forward(input_, *args)
-        return F.linear(input_, self.weight, self.bias), None
+            output, bias = super().forward(input_, *args)
+        else:
+            output, bias = F.linear(input_, self.weight, self.bias), None
+        return self.adapted(output, input_), bias
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """Of the layer and its adapter, of which A is divided as the layer is."""
+        return _sharded(self, {"weight": 1, "lora.a": 1}, prefix, sharded_offsets, metadata)
+
+
+class WholeLinear(Adaptable, torch.nn.Linear):
+    """A linear layer that every rank holds whole."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` -> `[..., out]`."""
+        return self.adapted(super().forward(input), input)
+
+
+def _sharded(module: Any, axes: dict[str, int], prefix: str, offsets: Any, metadata: Any) -> dict[str, Any]:
+    return make_sharded_tensors_for_checkpoint(
+        module.state_dict(prefix="", keep_vars=True),
+        prefix,
+        axes,
+        offsets,
+        tp_group=module.tp_group,
+        dp_cp_group=metadata["dp_cp_group"],
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLP, MLPSubmodules, apply_swiglu_sharded_factory
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear
@@ -33,3 +33,11 @@ class FeedForward(MLP):
             inner = inner + bias
         inner = ops.swiglu(inner) if self.config.gated_linear_unit else self.config.activation_func(inner)
         return self.linear_fc2(inner)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """megatron-core's, with the adapter of gate and up projection divided as these are."""
+        state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        name = f"{prefix}linear_fc1.lora.b"
+        if self.config.gated_linear_unit and name in state:
+            state[name] = apply_swiglu_sharded_factory(state[name], sharded_offsets)
+        return state

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from loongforge.data.processing import ProcessedSample, SampleProcessor
+from loongforge.data.processed import ProcessedSample
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample
 
 Finding = tuple[str, str]

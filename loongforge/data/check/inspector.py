@@ -6,15 +6,16 @@ import functools
 import hashlib
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from loongforge.config.errors import UserError
-from loongforge.data.check.content import ContentRules, image_findings
+from loongforge.data.check.content import ContentRules, Finding, image_findings
 from loongforge.data.fetch import BadSampleError, SampleFetcher
-from loongforge.data.processing import ProcessedSample, SampleProcessor
+from loongforge.data.processed import ProcessedSample, documents
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import Location, RawSample
 from loongforge.data.sources import Source
 
@@ -101,11 +102,8 @@ class Inspector:
             done = self._processor(raw)
             facts.tokens[row], facts.images[row] = len(done.ids), len(done.units)
             facts.contents[row] = _content_hash(raw, done)
-            for kind, reason in self._rules.findings(raw, done):
+            for kind, reason in self._findings(raw, done):
                 note(kind, reason)
-            for number, read in enumerate(raw.images):
-                for kind, reason in image_findings(read(), number):
-                    note(kind, reason)
 
         try:
             self._fetcher.apply(source, index, process)
@@ -116,6 +114,13 @@ class Inspector:
         except Exception as error:  # a run would end with this traceback; a check goes on to the next sample
             last = traceback.extract_tb(error.__traceback__)[-1]
             note("crash", f"{type(error).__name__}: {error} (line {last.lineno} of {last.filename})")
+
+    def _findings(self, raw: RawSample, done: ProcessedSample) -> Iterator[Finding]:
+        for document, part in documents(raw, done):
+            for kind, reason in self._rules.findings(document, part):
+                yield kind, f"sample '{document.id}' in it: {reason}" if raw.documents else reason
+        for number, read in enumerate(raw.images):
+            yield from image_findings(read(), number)
 
 
 def _hash(*parts: str | bytes) -> np.uint64:

@@ -48,10 +48,21 @@ def padded_share(lengths: Sequence[np.ndarray], weights: Sequence[float], shape:
     steps = max(1, min(shape.steps, _MOST_POSITIONS // shape.global_batch_size))
     places = (order.at(position) for position in range(steps * shape.global_batch_size))
     tokens = np.array([kept[source][0][index] for source, index in places], np.int64)
-    rows = tokens.reshape(steps, -1, shape.dp, shape.micro_batch_size)
+    return 1 - float(tokens.sum()) / padded_tokens(tokens, shape)
+
+
+def padded_tokens(tokens: np.ndarray, shape: BatchShape) -> int:
+    """Tokens of padded micro-batches, padding included.
+
+    Args:
+        tokens: int [steps x global_batch_size], of the samples in order.
+        shape: Of the batches.
+    """
+    rows = tokens.reshape(
+        -1, shape.global_batch_size // (shape.dp * shape.micro_batch_size), shape.dp, shape.micro_batch_size
+    )
     longest = rows.max(axis=(1, 3))  # a replica pads all micro-batches of a step alike
-    padded = -(-longest // shape.multiple) * shape.multiple * (rows.shape[1] * rows.shape[3])
-    return 1 - float(tokens.sum()) / float(padded.sum())
+    return int((-(-longest // shape.multiple) * shape.multiple).sum()) * (rows.shape[1] * rows.shape[3])
 
 
 @dataclass(frozen=True)

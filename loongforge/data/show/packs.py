@@ -21,18 +21,14 @@ def pack_lines(arrangement: Arrangement, loads: Sequence[Load], ids: Sequence[st
     for replica, row in enumerate(arrangement.cells):
         for number, cell in enumerate(row):
             documents = [_document(sample, loads[sample], ids[sample], arrangement, rules) for sample in cell]
-            used = sum(_length(loads[sample], rules) for sample in cell)
+            used = sum(rules.length(loads[sample]) for sample in cell)
             where = f"replica {replica}, micro-batch {number}"
             lines.append(f"{where}: {used} of {rules.token_budget} tokens | " + " | ".join(documents))
     return lines
 
 
-def _length(load: Load, rules: Rules) -> int:
-    return load.text_tokens + sum(load.units) * rules.image_tokens
-
-
 def _document(sample: int, load: Load, name: str, arrangement: Arrangement, rules: Rules) -> str:
-    text = f"{visible(name)} {_length(load, rules)}"
+    text = f"{visible(name)} {rules.length(load)}"
     if not load.units:
         return text
     images = f"{len(load.units)} image(s)" + (

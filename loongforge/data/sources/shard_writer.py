@@ -28,20 +28,22 @@ def write_shards(
     iterator = iter(samples)
     paths: list[Path] = []
     for number in itertools.count():
-        chunk = list(itertools.islice(iterator, per_shard))
-        if not chunk:
+        first = next(iterator, None)
+        if first is None:
             return paths
         path = folder / f"{prefix}-{number:05d}.tar"
-        _write_shard(path, chunk)
+        _write_shard(path, itertools.chain([first], itertools.islice(iterator, per_shard - 1)))
         load_index(path)
         paths.append(path)
     raise AssertionError("unreachable")
 
 
-def _write_shard(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> None:
+def _write_shard(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
+    """One sample is in memory at a time."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, members in samples:
             for suffix, content in members.items():
                 info = tarfile.TarInfo(f"{key}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+            tar.members = []  # type: ignore[attr-defined]  # it remembers them all

@@ -1,4 +1,7 @@
-"""webdataset shards: tar files of `KEY.json` beside `KEY.0.png`, `KEY.1.jpg`, ... (or `KEY.txt` for raw text)."""
+"""webdataset shards: tar files of `KEY.json` beside `KEY.0.png`, `KEY.1.jpg`, ... (or `KEY.txt` for raw text).
+
+Or of packed rows (`rows.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from loongforge.data.sources.base import Part, find_part, number_through
 from loongforge.data.sources.files import FileReader
 from loongforge.data.sources.record import make_sample, parse_record
 from loongforge.data.sources.references import Reader, decode_data_uri
-from loongforge.data.sources.tar_index import load_index
+from loongforge.data.sources.rows import documents_of
+from loongforge.data.sources.tar_index import Member, load_index
 
 _IMAGE_SUFFIXES = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm"})
 
@@ -30,11 +34,25 @@ class ShardSource:
         return self.parts[-1].stop
 
     def load(self, index: int, max_bytes: int = MAX_SAMPLE_BYTES) -> RawSample:
-        """Reads one sample; SampleError where it is malformed, or larger than `max_bytes`."""
+        """Reads one sample, or a row of packed ones; SampleError where one is malformed, or larger than `max_bytes`."""
         part, sample = find_part(self.parts, index)
         shard, key = self.parts[part].path, self._indexes[part].keys[sample]
         members = self._indexes[part].members(sample)
-        _check(shard, key, members, max_bytes)
+        _check(shard, key, members)
+        documents = documents_of(members)
+        if not documents:
+            return self._sample(shard, key, members, max_bytes)
+        row = [self._sample(shard, f"{key}.{number}", some, max_bytes) for number, some in enumerate(documents)]
+        images = [read for document in row for read in document.images]
+        return RawSample(id=key, images=images, has_own_id=False, documents=row)
+
+    def _sample(self, shard: str, key: str, members: Sequence[Member], max_bytes: int) -> RawSample:
+        total = sum(size for _, _, size, _ in members)
+        if total > max_bytes:
+            raise SampleError(
+                f"its members have {total} bytes together, more than data.max_sample_bytes={max_bytes}",
+                problem="too_many_bytes",
+            )
         read = {suffix: partial(self._read, shard, offset, size) for suffix, offset, size, _ in members}
         if "json" in read:
             return make_sample(key, parse_record(read["json"]()), named=_named, given=_images(read))
@@ -57,7 +75,7 @@ class ShardSource:
         return content
 
 
-def _check(shard: str, key: str, members: list[tuple[str, int, int, str]], max_bytes: int) -> None:
+def _check(shard: str, key: str, members: Sequence[Member]) -> None:
     for suffix, _, _, refused in members:
         if refused:
             raise SampleError(
@@ -68,12 +86,6 @@ def _check(shard: str, key: str, members: list[tuple[str, int, int, str]], max_b
     suffixes = sorted(suffix for suffix, _, _, _ in members)
     if len(set(suffixes)) != len(suffixes):
         raise SampleError(f"two of its members have the same name: {suffixes}", problem="shard_members")
-    total = sum(size for _, _, size, _ in members)
-    if total > max_bytes:
-        raise SampleError(
-            f"its members have {total} bytes together, more than data.max_sample_bytes={max_bytes}",
-            problem="too_many_bytes",
-        )
 
 
 def _named(names: Sequence[str]) -> list[Reader]:

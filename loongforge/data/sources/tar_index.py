@@ -23,6 +23,9 @@ _VERSION = 2
 _BLOCK = 512
 _MEMBER_COLUMNS = ("blocks", "sizes", "refused", "suffixes")
 
+Member = tuple[str, int, int, str]
+"""Suffix, offset, size, and why it is refused or ""."""
+
 REFUSED = (
     "",
     "a link",
@@ -49,8 +52,8 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def members(self, sample: int) -> list[tuple[str, int, int, str]]:
-        """(suffix, offset, size, why it is refused or "") of every member of a sample."""
+    def members(self, sample: int) -> list[Member]:
+        """Every member of a sample."""
         part = slice(int(self.starts[sample]), int(self.starts[sample + 1]))
         columns = (self.suffixes[part], self.blocks[part], self.sizes[part], self.refused[part])
         rows = zip(*(column.tolist() for column in columns), strict=True)

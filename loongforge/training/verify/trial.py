@@ -92,9 +92,13 @@ class Trial:
             if any(param.requires_grad for param in part.parameters()):
                 groups = self.groups.of(name)
                 assert groups is not None
-                full = gather_parameters(part, groups.tp, lambda param: param.main_grad)  # type: ignore[attr-defined]
+                full = gather_parameters(part, groups.tp, _gradient)
                 found.update({f"{name}.{key}": value.numpy() for key, value in full.items()})
         return found
+
+
+def _gradient(param: torch.nn.Parameter) -> torch.Tensor | None:
+    return param.main_grad if param.requires_grad else None  # type: ignore[attr-defined]
 
 
 def gather_gradient_shards(optimizers: Optimizers) -> None:

@@ -1,4 +1,4 @@
-"""Linear and two-layer MLP projectors on megatron-core layers."""
+"""Linear and MLP projectors on megatron-core layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loongforge.components.context import BuildContext
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
 from loongforge.components.projector.mlp.pixel_shuffle import PixelShuffleMLPConfig
 from loongforge.components.transformer.layers import linear_config
-from loongforge.components.transformer.linear import ColumnLinear, RowLinear
+from loongforge.components.transformer.linear import ColumnLinear, RowLinear, WholeLinear
 
 
 class LinearProjector(MegatronModule):
@@ -21,7 +21,7 @@ class LinearProjector(MegatronModule):
     def __init__(self, config: LinearConfig, context: BuildContext, *, input_size: int, output_size: int) -> None:
         super().__init__(linear_config(context, output_size))
         self.tp_group = context.groups.tp
-        self.linear = torch.nn.Linear(input_size, output_size, bias=config.bias, dtype=context.dtype)
+        self.linear = WholeLinear(input_size, output_size, bias=config.bias, dtype=context.dtype)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[P, N, input_size]` -> `[P, N, output_size]`."""

@@ -33,7 +33,9 @@ class PixelShuffleMLPConfig(MLP2xGELUConfig):
         edge = isqrt(num_features)
         if edge**2 != num_features:
             return [f"type={self.type} needs a square grid of features, not {num_features}"]
-        return [f"factor={self.factor} does not divide the grid of {edge} x {edge} features"] if edge % self.factor else []
+        if edge % self.factor:
+            return [f"factor={self.factor} does not divide the grid of {edge} x {edge} features"]
+        return []
 
     def stacked(self, input_size: int) -> int:
         """Width of neighbouring features side by side."""

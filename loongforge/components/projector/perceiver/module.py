@@ -12,6 +12,7 @@ from loongforge.components.projector.perceiver.config import PerceiverConfig
 from loongforge.components.projector.perceiver.positions import grid_positions, resized
 from loongforge.components.transformer.cross_attention import CrossAttention
 from loongforge.components.transformer.layers import linear_config
+from loongforge.components.transformer.linear import WholeLinear
 
 
 class Perceiver(MegatronModule):
@@ -22,13 +23,13 @@ class Perceiver(MegatronModule):
         self.tp_group = context.groups.tp
         width, dtype, heads = output_size, context.dtype, config.heads(output_size)
         self.queries = torch.nn.Parameter(torch.empty(config.num_queries, width, dtype=dtype))
-        self.features = torch.nn.Linear(input_size, width, bias=False, dtype=dtype)
+        self.features = WholeLinear(input_size, width, bias=False, dtype=dtype)
         norms = [torch.nn.LayerNorm(width, eps=config.norm_eps, dtype=dtype) for _ in range(3)]
         self.query_norm, self.feature_norm, self.post_norm = norms
         self.attention = CrossAttention(
             self.config, self.tp_group, width=width, heads=heads, head_dim=width // heads, bias=True
         )
-        self.output = torch.nn.Linear(width, width, dtype=dtype)
+        self.output = WholeLinear(width, width, dtype=dtype)
         positions = grid_positions(isqrt(config.num_queries), width)
         self.register_buffer("positions", positions, persistent=False)
 

@@ -11,7 +11,7 @@ from loongforge.components.context import BuildContext
 from loongforge.components.projector.perceiver.config import ResamplerConfig
 from loongforge.components.transformer.cross_attention import CrossAttention
 from loongforge.components.transformer.layers import linear_config
-from loongforge.components.transformer.linear import ColumnLinear, RowLinear
+from loongforge.components.transformer.linear import ColumnLinear, RowLinear, WholeLinear
 
 
 class ResamplerLayer(MegatronModule):
@@ -69,7 +69,7 @@ class Resampler(MegatronModule):
         layers = [ResamplerLayer(config, self.config, self.tp_group, input_size) for _ in range(config.depth)]
         self.layers = Layers(self.config, layers)
         self.norm = torch.nn.LayerNorm(input_size, eps=config.norm_eps, dtype=dtype)
-        self.output = torch.nn.Linear(input_size, output_size, dtype=dtype)
+        self.output = WholeLinear(input_size, output_size, dtype=dtype)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[P, N, input_size]` -> `[num_queries, N, output_size]`."""

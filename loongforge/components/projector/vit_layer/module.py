@@ -8,6 +8,7 @@ from megatron.core.transformer.module import MegatronModule
 from loongforge.components.context import BuildContext
 from loongforge.components.projector.vit_layer.config import ViTLayerConfig
 from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
+from loongforge.components.transformer.linear import WholeLinear
 
 
 class ViTLayerProjector(MegatronModule):
@@ -27,7 +28,7 @@ class ViTLayerProjector(MegatronModule):
         super().__init__(sizes)
         self.tp_group = context.groups.tp
         self.decoder = transformer_block(sizes, context, causal=False, final_norm=False)
-        self.linear = torch.nn.Linear(input_size, output_size, dtype=context.dtype)
+        self.linear = WholeLinear(input_size, output_size, dtype=context.dtype)
         self.norm = torch.nn.LayerNorm(output_size, eps=config.norm_eps, dtype=context.dtype)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

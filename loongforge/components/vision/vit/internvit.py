@@ -47,9 +47,7 @@ class InternViTConfig(ViTConfig):
         """Besides the sizes: a last norm of another kind than the others."""
         found = super().problems(tp)
         if self.post_norm and self.norm == "rms_norm":
-            found.append(
-                "post_norm=true needs norm=layer_norm: no published model ends RMSNorm layers with a LayerNorm"
-            )
+            found.append("post_norm=true needs norm=layer_norm: no published model mixes kinds")
         return found
 
     def name_map(self) -> NameMap:

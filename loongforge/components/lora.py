@@ -1,0 +1,154 @@
+"""Which linear layers of a component get a low-rank adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+
+from loongforge.components.hf import NameMap
+from loongforge.components.sharding import full_shape, global_names, is_gated, take_shard
+from loongforge.components.transformer.lora import Adaptable, LowRank
+from loongforge.config.errors import UserError, did_you_mean
+from loongforge.config.schema import LoraConfig
+
+ALL = "all-linear"
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return ".lora." in name
+
+
+def add_adapters(
+    module: torch.nn.Module,
+    settings: LoraConfig,
+    name_map: NameMap | None,
+    *,
+    component: str,
+    group: torch.distributed.ProcessGroup,
+) -> None:
+    """Adds the adapters that the recipe asks for to this rank's shard.
+
+    Args:
+        module: A component.
+        settings: `model.<component>.lora`.
+        name_map: Hugging Face names, by which targets are called; None: ours.
+        component: Its name, for messages.
+        group: Tensor-parallel ranks.
+
+    Raises:
+        UserError: a target that no linear layer of the component matches.
+    """
+    layers = list(_adaptable(module, name_map))
+    _require_matches(settings.targets, [name for _, _, names in layers for name in names], module, component)
+    for global_name, linear, names in layers:
+        wanted = [_is_target(name, settings.targets) for name in names]
+        if any(wanted):
+            owners = _owners(global_name, linear, module, name_map, wanted, group)
+            linear.lora = LowRank(linear, settings, owners, sum(wanted))
+
+
+def _adaptable(module: torch.nn.Module, name_map: NameMap | None) -> Iterator[tuple[str, Adaptable, list[str]]]:
+    """(global name of the weight, layer, names of the layers that it stands for)."""
+    globally = global_names(module)
+    for name, part in module.named_modules():
+        if isinstance(part, Adaptable) and f"{name}.weight" in globally and not name.endswith("output_layer"):
+            weight = globally[f"{name}.weight"]
+            names = [weight] if name_map is None else [candidates[0] for candidates in name_map.sources(weight)]
+            yield weight, part, [n.removesuffix(".weight") for n in names]
+
+
+def _is_target(name: str, targets: Iterable[str]) -> bool:
+    """Whether a layer's name ends with a target; `*` stands for anything."""
+    return any(target == ALL or fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}") for target in targets)
+
+
+def _require_matches(targets: list[str], here: list[str], module: torch.nn.Module, component: str) -> None:
+    """Other pipeline stages hold other layers, of the same kinds."""
+    numbers = range(getattr(module.config, "num_layers", 1))
+    everywhere = {_LAYER.sub(str(i), name, count=1) for name in here for i in numbers}
+    kinds = sorted({name.rpartition(".")[2] for name in here})
+    for target in targets:
+        if not any(_is_target(name, [target]) for name in everywhere):
+            raise UserError(
+                f"model.{component}.lora.targets: no linear layer's name ends with '{target}'."
+                f"{did_you_mean(target, kinds)} Allowed: {ALL}, {', '.join(kinds)}, or longer ends of such names"
+            )
+
+
+def _owners(
+    name: str,
+    linear: Adaptable,
+    module: torch.nn.Module,
+    name_map: NameMap | None,
+    wanted: list[bool],
+    group: torch.distributed.ProcessGroup,
+) -> torch.Tensor:
+    """int64 `[out]`: the adapter, among the wanted ones, of each output feature of this rank; -1: none."""
+    weight = linear.weight
+    num_out = full_shape(weight, group.size())[0]
+    places = torch.arange(num_out)[:, None]
+    parts = [places] if name_map is None else name_map.split(name, places)
+    owners = torch.full((num_out, 1), -1)
+    number = 0
+    for part, takes in zip(parts, wanted, strict=True):
+        if takes:
+            owners[part.flatten()] = number
+            number += 1
+    if getattr(weight, "partition_dim", -1) == 0:
+        owners = take_shard(owners, weight, rank=group.rank(), tp=group.size(), gated=is_gated(module, name))
+    return owners.flatten()
+
+
+def _parts(
+    weight: str, full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap
+) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor]]:
+    """(their layer, A or None, B) of each of their layers that a layer of ours stands for."""
+    prefix = weight.removesuffix("weight")
+    adapters = iter(full[f"{prefix}lora.a"].split(settings.rank))
+    theirs = [candidates[0].removesuffix(".weight") for candidates in names.sources(weight)]
+    for name, b in zip(theirs, names.split(weight, full[f"{prefix}lora.b"]), strict=True):
+        yield name, next(adapters) if _is_target(name, settings.targets) else None, b
+
+
+def _adapted_weights(full: Mapping[str, torch.Tensor]) -> list[str]:
+    return [name.removesuffix("lora.a") + "weight" for name in full if name.endswith(".lora.a")]
+
+
+def to_peft(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap) -> dict[str, torch.Tensor]:
+    """Adapters as peft names them.
+
+    Args:
+        full: Full tensors of a component by global name, from `gather_parameters`.
+        settings: Of the component.
+        names: Hugging Face names; the first prefix is that of the model that the adapters are for.
+
+    Returns:
+        `<their layer>.lora_A.weight` `[rank, in]` and `<their layer>.lora_B.weight` `[out, rank]`.
+    """
+    found = {}
+    for weight in _adapted_weights(full):
+        for name, a, b in _parts(weight, full, settings, names):
+            if a is not None:
+                found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = a, b
+    return found
+
+
+def merged(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap) -> dict[str, torch.Tensor]:
+    """Full tensors of a component without adapters: each weight with `alpha / rank * B A` added, summed in float32.
+
+    Arguments as in `to_peft`.
+    """
+    found = {name: tensor for name, tensor in full.items() if not is_adapter(name)}
+    for weight in _adapted_weights(full):
+        changes = [
+            torch.zeros(len(b), full[weight].shape[1]) if a is None else b.float() @ a.float()
+            for _, a, b in _parts(weight, full, settings, names)
+        ]
+        scale = settings.alpha / settings.rank
+        found[weight] = (full[weight].float() + scale * names.join(weight, changes)).to(full[weight].dtype)
+    return found
