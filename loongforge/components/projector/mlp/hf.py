@@ -1,5 +1,5 @@
-"""Names of `LlavaMultiModalProjector` and `InternVLMultiModalProjector` in transformers; a linear projector is LLaVA v1's
-`mm_projector`."""
+"""Names of `LlavaMultiModalProjector` and `InternVLMultiModalProjector` in transformers; a linear projector is that of
+LLaVA v1, `mm_projector`."""
 
 from __future__ import annotations
 
