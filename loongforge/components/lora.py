@@ -92,7 +92,7 @@ def _owners(
     weight = linear.weight
     num_out = full_shape(weight, group.size())[0]
     places = torch.arange(num_out)[:, None]
-    parts = [places] if name_map is None else name_map.split(name, places)
+    parts = [places] if name_map is None else name_map.find(name)[0].split(places)
     owners = torch.full((num_out, 1), -1)
     number = 0
     for part, takes in zip(parts, wanted, strict=True):
@@ -111,7 +111,7 @@ def _parts(
     prefix = weight.removesuffix("weight")
     adapters = iter(full[f"{prefix}lora.a"].split(settings.rank))
     theirs = [candidates[0].removesuffix(".weight") for candidates in names.sources(weight)]
-    for name, b in zip(theirs, names.split(weight, full[f"{prefix}lora.b"]), strict=True):
+    for name, b in zip(theirs, names.find(weight)[0].split(full[f"{prefix}lora.b"]), strict=True):
         yield name, next(adapters) if _is_target(name, settings.targets) else None, b
 
 
@@ -150,5 +150,5 @@ def merged(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMa
             for _, a, b in _parts(weight, full, settings, names)
         ]
         scale = settings.alpha / settings.rank
-        found[weight] = (full[weight].float() + scale * names.join(weight, changes)).to(full[weight].dtype)
+        found[weight] = (full[weight].float() + scale * names.find(weight)[0].join(changes)).to(full[weight].dtype)
     return found

@@ -12,7 +12,7 @@ from loongforge.config.compose import compose
 from loongforge.config.errors import UserError
 from loongforge.config.recipes import recipe_files
 from loongforge.config.saved import load_config, save_config, to_tree
-from loongforge.config.schema import Config
+from loongforge.config.schema import Config, LoraConfig
 
 
 def _build(*overrides: str) -> Config:
@@ -176,5 +176,7 @@ def test_the_schema_covers_its_ranges() -> None:
             node = node[part]
 
 
-def test_free_mappings_are_kept() -> None:
-    assert _build("model.llm.lora={rank: 4, targets: [q, k]}").model.llm.lora == {"rank": 4, "targets": ["q", "k"]}
+def test_a_section_that_may_be_null() -> None:
+    assert _build("model.llm.lora={rank: 4, targets: [q, k]}").model.llm.lora == LoraConfig(rank=4, targets=["q", "k"])
+    with pytest.raises(UserError, match=r"model.llm.lora.rnk.*rank"):
+        _build("model.llm.lora={rnk: 4}")

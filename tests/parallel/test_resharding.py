@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loongforge.config.schema import Config
+from loongforge.config.schema import Config, LoraConfig
 from tests.parallel.cases import train_between
 from tests.parallel.matrix import Choice, matrix_config
 from tests.support.ranks import RankPool
@@ -41,7 +41,15 @@ def _config(choice: Choice, **options: Any) -> Config:
     return config
 
 
-@pytest.mark.parametrize("options", [dict(distributed=True), dict(tie_embeddings=True)], ids=["distributed", "tied"])
+ADAPTERS = LoraConfig(rank=2)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "distributed": dict(distributed=True),
+    "tied": dict(tie_embeddings=True),
+    "adapters": dict(distributed=True, lora=ADAPTERS, vision_changes={"lora": ADAPTERS}),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_chain_of_layouts_is_one_run(options: dict[str, Any], rank_pool: Pools, tmp_path: Path) -> None:
     whole, _ = rank_pool(1).run(train_between, _config(ONE, **options), range(STEPS * len(CHAIN)), None, None)[0]
     losses: list[float] = []

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loongforge.components.base import FamilyConfig
 from loongforge.config.errors import UserError
-from loongforge.config.schema import ComponentConfig
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
-    from loongforge.components.hf import NameMap
 
 
 @dataclass(kw_only=True)
-class LLMConfig(ComponentConfig):
+class LLMConfig(FamilyConfig):
     """A decoder from embeddings `[S, B, hidden_size]` to logits over `vocab_size` tokens."""
 
     vocab_size: int
@@ -61,7 +60,3 @@ class LLMConfig(ComponentConfig):
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard of the module."""
         raise NotImplementedError
-
-    def name_map(self) -> NameMap:
-        """Hugging Face names of the parameters; only needed for `init_from` a Hugging Face folder."""
-        raise UserError(f"type={self.type!r} does not say how its parameters are named in Hugging Face checkpoints")

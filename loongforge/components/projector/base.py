@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loongforge.components.base import FamilyConfig
 from loongforge.config.errors import UserError
-from loongforge.config.schema import ComponentConfig
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
-    from loongforge.components.hf import NameMap
 
 
 @dataclass(kw_only=True)
-class ProjectorConfig(ComponentConfig):
+class ProjectorConfig(FamilyConfig):
     """A map from vision features `[N, P, input_size]` to LLM embeddings `[N, P', output_size]`."""
 
     def num_tokens(self, num_features: int) -> int:
@@ -61,7 +60,3 @@ class ProjectorConfig(ComponentConfig):
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard of the module."""
         raise NotImplementedError
-
-    def name_map(self) -> NameMap:
-        """Hugging Face names of the parameters; only needed for `init_from` a Hugging Face folder."""
-        raise UserError(f"type={self.type!r} does not say how its parameters are named in Hugging Face checkpoints")

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from loongforge.components.base import FamilyConfig
 from loongforge.config.errors import UserError
-from loongforge.config.schema import ComponentConfig
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
-    from loongforge.components.hf import NameMap
 
 
 @dataclass(kw_only=True)
-class VisionConfig(ComponentConfig):
+class VisionConfig(FamilyConfig):
     """An encoder from pixels `[N, 3, image_size, image_size]` to features `[N, P, output_size]`."""
 
     image_size: int
@@ -82,7 +81,3 @@ class VisionConfig(ComponentConfig):
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard of the module."""
         raise NotImplementedError
-
-    def name_map(self) -> NameMap:
-        """Hugging Face names of the parameters; only needed for `init_from` a Hugging Face folder."""
-        raise UserError(f"type={self.type!r} does not say how its parameters are named in Hugging Face checkpoints")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loongforge.components.llm.base import LLMConfig
 
@@ -35,6 +36,9 @@ class LlamaConfig(LLMConfig):
     """Key and value heads, each shared by `num_heads / num_kv_heads` query heads."""
     mlp_hidden_size: int
     """Inner width of the feed-forward layers."""
+    hf_model_types: ClassVar[tuple[str, ...]] = ("llama", "qwen2", "qwen3")
+    hf_free: ClassVar[frozenset[str]] = frozenset({"max_seq_len", "vocab_size"})
+
     head_dim: int | None = None
     """Width of a head; null: hidden_size / num_heads."""
     rope_theta: float = 10000.0
@@ -140,3 +144,20 @@ class LlamaConfig(LLMConfig):
         from loongforge.components.llm.llama.hf import name_map
 
         return name_map(self)
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> LlamaConfig:
+        """From `config.json` of Llama, Qwen2 or Qwen3."""
+        from loongforge.components.llm.llama.hf_config import from_hf
+
+        return from_hf(cls, hf)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` of the model type that has these settings."""
+        from loongforge.components.llm.llama.hf_config import to_hf
+
+        return to_hf(self)
+
+    def settings(self) -> dict[str, Any]:
+        """With the width of a head spelled out."""
+        return {**super().settings(), "head_dim": self.head_size}

@@ -9,6 +9,8 @@ from loongforge.components.llm.llama.config import LlamaConfig
 PREFIXES = ("model.", "model.language_model.", "language_model.model.", "language_model.")
 HEAD_PREFIXES = ("", "model.language_model.", "language_model.")
 
+CARRIED = (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)  # older transformers saved it
+
 
 def name_map(config: LlamaConfig) -> NameMap:
     """Rules of the decoder."""
@@ -35,4 +37,6 @@ def name_map(config: LlamaConfig) -> NameMap:
         Rule(f"{layer}mlp.linear_fc2.weight", (f"{theirs}mlp.down_proj.weight",)),
         Rule("decoder.final_layernorm.weight", ("norm.weight",)),
     ]
-    return NameMap([*rules, Rule("output_layer.weight", ("lm_head.weight",), prefixes=HEAD_PREFIXES)], PREFIXES)
+    rules.append(Rule("output_layer.weight", ("lm_head.weight",), prefixes=HEAD_PREFIXES))
+    tied = {"lm_head.weight": "embed_tokens.weight"} if config.tie_embeddings else {}
+    return NameMap(rules, PREFIXES, carried=CARRIED, tied=tied)

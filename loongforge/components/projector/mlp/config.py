@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from loongforge.components.hf_settings import HFSettings
 from loongforge.components.projector.base import ProjectorConfig
+from loongforge.config.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +53,7 @@ class MLP2xGELUConfig(ProjectorConfig):
     """Inner width; null: the LLM's width."""
     bias: bool = True
     """Add biases."""
+    hf_model_types: ClassVar[tuple[str, ...]] = ("llava",)
 
     def inner_size(self, output_size: int) -> int:
         """Width between the two maps."""
@@ -84,3 +88,26 @@ class MLP2xGELUConfig(ProjectorConfig):
         from loongforge.components.projector.mlp.hf import mlp_name_map
 
         return mlp_name_map()
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> MLP2xGELUConfig:
+        """From `config.json` of a whole LLaVA."""
+        settings = HFSettings(hf)
+        settings.require("projector_hidden_act", "gelu")
+        return cls(type="mlp2x_gelu", bias=settings.get("multimodal_projector_bias", True))
+
+    def to_hf(self) -> dict[str, Any]:
+        """What `config.json` of a LLaVA says of its projector, whose inner width is the LLM's.
+
+        Raises:
+            UserError: it has another inner width.
+        """
+        if self.hidden_size is not None:
+            raise UserError(
+                f"hidden_size={self.hidden_size}: LLaVA's projector in transformers has the LLM's width inside"
+            )
+        return {"projector_hidden_act": "gelu", "multimodal_projector_bias": self.bias}
+
+    def settings(self) -> dict[str, Any]:
+        """Without the inner width, which shapes show."""
+        return {"bias": self.bias}

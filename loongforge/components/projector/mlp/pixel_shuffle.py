@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from loongforge.components.hf_settings import HFSettings
 from loongforge.components.projector.mlp.config import MLP2xGELUConfig
+from loongforge.config.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class PixelShuffleMLPConfig(MLP2xGELUConfig):
     """Pixel shuffle, LayerNorm, linear, exact GELU, linear (transformers `InternVLMultiModalProjector`)."""
+
+    hf_model_types: ClassVar[tuple[str, ...]] = ("internvl",)
 
     factor: int = 2
     """So many neighbours in each direction become one token (`downsample_ratio` 0.5)."""
@@ -71,3 +76,30 @@ class PixelShuffleMLPConfig(MLP2xGELUConfig):
         from loongforge.components.projector.mlp.hf import pixel_shuffle_name_map
 
         return pixel_shuffle_name_map()
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> PixelShuffleMLPConfig:
+        """From `config.json` of a whole InternVL."""
+        settings = HFSettings(hf)
+        settings.require("projector_hidden_act", "gelu")
+        ratio = settings.get("downsample_ratio", 0.5)
+        if ratio <= 0 or 1 / ratio != int(1 / ratio):
+            raise UserError(f"config.json: downsample_ratio={ratio} is not covered; covered: 1 / a whole number")
+        return cls(type="pixel_shuffle_mlp", factor=int(1 / ratio))
+
+    def to_hf(self) -> dict[str, Any]:
+        """What `config.json` of an InternVL says of its projector.
+
+        Raises:
+            UserError: transformers' has another inner width, norm or no choice of biases.
+        """
+        if self.hidden_size is not None or not self.bias or self.norm_eps != 1e-5:
+            raise UserError(
+                "InternVL's projector in transformers has the LLM's width inside, biases and norm_eps=1e-5 "
+                f"(hidden_size={self.hidden_size}, bias={self.bias}, norm_eps={self.norm_eps})"
+            )
+        return {"projector_hidden_act": "gelu", "downsample_ratio": 1 / self.factor}
+
+    def settings(self) -> dict[str, Any]:
+        """Without the inner width, which shapes show."""
+        return {"factor": self.factor, "bias": self.bias, "norm_eps": self.norm_eps}

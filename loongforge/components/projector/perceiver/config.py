@@ -134,8 +134,8 @@ class ResamplerConfig(ProjectorConfig):
 
     def small_copy(self, *, divisor: int) -> ResamplerConfig:
         """With few queries and two layers."""
-        small = dict(num_queries=4, depth=2, num_heads=divisor, head_dim=8, mlp_ratio=2, init_std=0.08)
-        return replace(self, init_from=None, **small)
+        small = replace(self, num_queries=4, depth=2, num_heads=divisor, head_dim=8, mlp_ratio=2)
+        return replace(small, init_std=0.08, init_from=None)
 
     def num_params(self, *, input_size: int, output_size: int) -> int:
         """Queries, layers, last norm and the map to the LLM's width."""

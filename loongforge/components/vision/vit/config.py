@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loongforge.components.vision.base import VisionConfig
 
@@ -61,6 +62,9 @@ class ViTConfig(VisionConfig):
     """Which hidden state the features are, as in transformers: -2 is the input of the last layer, -1 its output."""
     drop_remainder: bool = False
     """Leave out pixels at the right and bottom that fill no whole patch (SigLIP-so400m: 384 = 27 x 14 + 6)."""
+    hf_free: ClassVar[frozenset[str]] = frozenset(
+        {"feature_layer", "post_norm", "drop_remainder", "image_mean", "image_std", "image_resize"}
+    )
 
     @property
     def layer_kind(self) -> LayerKind:
@@ -204,6 +208,23 @@ class ViTConfig(VisionConfig):
 
         return name_map(self)
 
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> Self:
+        """From `config.json` of a vision tower, or of a CLIP or SigLIP with both towers."""
+        from loongforge.components.vision.vit.hf_config import from_hf
+
+        return from_hf(cls, hf)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` of the vision tower alone."""
+        from loongforge.components.vision.vit.hf_config import to_hf
+
+        return to_hf(self)
+
+    def built_only(self) -> Self:
+        """Without the layers above the features."""
+        return replace(self, num_layers=self.built_layers, feature_layer=-1)
+
 
 @dataclass(kw_only=True)
 class ClipViTConfig(ViTConfig):
@@ -212,6 +233,7 @@ class ClipViTConfig(ViTConfig):
     activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "quick_gelu"
     norm_eps: float = 1e-5
     feature_layer: int = -2
+    hf_model_types: ClassVar[tuple[str, ...]] = ("clip_vision_model", "clip")
 
     @property
     def has_class_token(self) -> bool:
@@ -236,6 +258,7 @@ class SiglipViTConfig(ViTConfig):
     activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6
     image_resize: Literal["crop", "stretch"] = "stretch"
+    hf_model_types: ClassVar[tuple[str, ...]] = ("siglip_vision_model", "siglip")
 
     post_norm: bool = True
     """Norm after the last layer, as in `last_hidden_state`; false: `hidden_states[-1]`, which LLaVA takes."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loongforge.components.vision.vit.config import LayerKind, ViTConfig
 
@@ -18,6 +19,8 @@ class Dinov2Config(ViTConfig):
     `image_size` is the size that its positions were trained for (518 in the published models): they are not
     interpolated to another one.
     """
+
+    hf_model_types: ClassVar[tuple[str, ...]] = ("dinov2", "dinov2_with_registers")
 
     activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "gelu"
     norm_eps: float = 1e-6
@@ -55,3 +58,16 @@ class Dinov2Config(ViTConfig):
         from loongforge.components.vision.vit.hf_names import dinov2_names
 
         return dinov2_names(self)
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> Dinov2Config:
+        """From `config.json` of the tower."""
+        from loongforge.components.vision.vit.hf_towers import dinov2_settings
+
+        return cls(type="dinov2", **dinov2_settings(hf))
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` of the tower alone."""
+        from loongforge.components.vision.vit.hf_towers import dinov2_to_hf
+
+        return dinov2_to_hf(self)

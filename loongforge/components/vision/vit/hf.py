@@ -35,7 +35,20 @@ def name_map(config: ViTConfig) -> NameMap:
         *_both("decoder.final_layernorm", "post_layernorm"),
         *_layer_rules(config),
     ]
-    return NameMap(rules, PREFIXES)
+    return NameMap(rules, PREFIXES, carried=_not_built(config), neutral=_neutral(config))
+
+
+def _not_built(config: ViTConfig) -> list[str]:
+    """What published checkpoints hold and the features do not depend on: layers above, last norm, pooling head."""
+    above = "|".join(str(number) for number in range(config.built_layers, config.num_layers))
+    patterns = [r"embeddings\.position_ids", r"head\..*"]
+    patterns += [rf"encoder\.layers\.({above})\..*"] if above else []
+    return patterns + ([] if config.has_post_norm else [r"post_layernorm\..*"])
+
+
+def _neutral(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+    shape = (config.hidden_size,)
+    return {} if config.has_post_norm else {f"post_layernorm.{kind}": shape for kind in ("weight", "bias")}
 
 
 def _both(ours: str, theirs: str) -> list[Rule]:

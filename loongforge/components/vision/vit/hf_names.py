@@ -27,7 +27,7 @@ def internvit_names(config: InternViTConfig) -> NameMap:
         Rule(f"{_LAYER}self_attn_bda.weight", (f"{_THEIRS}lambda_1",)),
         Rule(f"{_LAYER}mlp_bda.weight", (f"{_THEIRS}lambda_2",)),
     ]
-    return NameMap(rules, ("", *_INSIDE))
+    return NameMap(rules, ("", *_INSIDE), carried=_not_built(config))
 
 
 def dinov2_names(config: Dinov2Config) -> NameMap:
@@ -46,7 +46,15 @@ def dinov2_names(config: Dinov2Config) -> NameMap:
         Rule(f"{_LAYER}self_attn_bda.weight", (f"{_THEIRS}layer_scale1.lambda1",)),
         Rule(f"{_LAYER}mlp_bda.weight", (f"{_THEIRS}layer_scale2.lambda1",)),
     ]
-    return NameMap(rules, ("", "dinov2.", "dinov2_with_registers.", *_INSIDE))
+    carried = [r"embeddings\.mask_token", *_not_built(config)]
+    return NameMap(rules, ("", "dinov2.", "dinov2_with_registers.", *_INSIDE), carried=carried)
+
+
+def _not_built(config: ViTConfig) -> list[str]:
+    """What checkpoints hold and the features do not depend on: layers above them, and the last norm."""
+    above = "|".join(str(number) for number in range(config.built_layers, config.num_layers))
+    found = [rf"encoder\.layer\.({above})\..*"] if above else []
+    return found + ([] if config.has_post_norm else [r"layernorm\..*"])
 
 
 def _embeddings(config: ViTConfig) -> list[Rule]:

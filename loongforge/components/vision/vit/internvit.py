@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loongforge.components.vision.vit.config import LayerKind, ViTConfig
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class InternViTConfig(ViTConfig):
     """The vision tower of InternVL (transformers `InternVLVisionModel`): class token, patch bias, layer scale."""
+
+    hf_model_types: ClassVar[tuple[str, ...]] = ("internvl_vision",)
 
     activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "gelu"
     norm_eps: float = 1e-6
@@ -55,3 +58,16 @@ class InternViTConfig(ViTConfig):
         from loongforge.components.vision.vit.hf_names import internvit_names
 
         return internvit_names(self)
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> InternViTConfig:
+        """From `config.json` of the tower."""
+        from loongforge.components.vision.vit.hf_towers import internvit_settings
+
+        return cls(type="internvit", **internvit_settings(hf))
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` of the tower alone."""
+        from loongforge.components.vision.vit.hf_towers import internvit_to_hf
+
+        return internvit_to_hf(self)

@@ -1,0 +1,100 @@
+"""Settings of image processors and tokenizers in a Hugging Face folder, read and written as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loongforge.components.vision.base import VisionConfig
+from loongforge.config.errors import UserError
+
+_BICUBIC = 3
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the file is not there or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
+
+
+def image_processor_settings(folder: Path) -> dict[str, Any]:
+    """The image processor's settings, where transformers 4 or 5 puts them; empty where there are none."""
+    processor = folder / "processor_config.json"
+    if processor.is_file() and "image_processor" in (found := read_json(processor)):
+        return dict(found["image_processor"])
+    own = folder / "preprocessor_config.json"
+    return read_json(own) if own.is_file() else {}
+
+
+def image_settings(folder: Path) -> dict[str, Any]:
+    """Keys of a fixed-resolution encoder's recipe: mean, deviation, and how an image gets its size.
+
+    Raises:
+        UserError: a processing that is not covered.
+    """
+    found = image_processor_settings(folder)
+    if not found:
+        return {}
+    _require(found, folder, "resample", _BICUBIC)
+    _require(found, folder, "do_resize", True)
+    _require(found, folder, "do_normalize", True)
+    keys = {f"image_{key}": list(found[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in found}
+    size = found.get("size", {})
+    crops = isinstance(size, int) or "shortest_edge" in size
+    return {**keys, "image_resize": "crop" if crops else "stretch"}
+
+
+def _require(found: Mapping[str, Any], folder: Path, key: str, value: Any) -> None:
+    if found.get(key, value) != value:
+        raise UserError(f"{folder}: the image processor has {key}={found[key]!r}; covered: {value!r}")
+
+
+def clip_image_processor(vision: VisionConfig) -> dict[str, Any]:
+    """`preprocessor_config.json` of a fixed-resolution encoder: CLIP's processing, or SigLIP's."""
+    edge = vision.image_size
+    common = {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "resample": _BICUBIC,
+        "rescale_factor": 1 / 255,
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+    }
+    whole = {"height": edge, "width": edge}
+    if vision.image_resize == "stretch":
+        return {"image_processor_type": "SiglipImageProcessor", "size": whole, **common}
+    crop = {"size": {"shortest_edge": edge}, "crop_size": whole, "do_center_crop": True}
+    return {"image_processor_type": "CLIPImageProcessor", **crop, **common}
+
+
+def token_text(folder: Path, token_id: int) -> str:
+    """The text of a special token.
+
+    Raises:
+        UserError: the folder's tokenizer has no token of that id.
+    """
+    for token in _added_tokens(folder):
+        if token[0] == token_id:
+            return token[1]
+    raise UserError(f"{folder}: its tokenizer has no added token {token_id}, the image token of config.json")
+
+
+def _added_tokens(folder: Path) -> list[tuple[int, str]]:
+    fast, slow = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if fast.is_file():
+        return [(token["id"], token["content"]) for token in read_json(fast).get("added_tokens", [])]
+    decoder = read_json(slow).get("added_tokens_decoder", {}) if slow.is_file() else {}
+    return [(int(number), token["content"]) for number, token in decoder.items()]
