@@ -81,6 +81,9 @@ class ComponentConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     freeze: bool = False
     """Keep the weights as they are: no gradient, no optimizer state."""
+    train: list[str] = field(default_factory=list)
+    """Exceptions from `freeze`, by parts of parameter names: `[embedding]` trains the embedding of a frozen LLM,
+    `["!layers.0"]` freezes a layer of a component that trains. `*` is anything; the last match decides."""
     lr_scale: float = 1.0
     """Multiplies `optimizer.lr` for this component."""
     dtype: Literal["fp32", "bf16"] | None = None
@@ -90,12 +93,17 @@ class ComponentConfig:
     init_std: float = 0.02
     """Standard deviation of freshly drawn weight matrices."""
     lora: LoraConfig | None = None
-    """Low-rank adapters: they train, the component's own weights stay as they are."""
+    """Low-rank adapters: they train, the component's own weights stay as they are but for those in `train`."""
 
     @property
     def trains(self) -> bool:
         """Whether any of its parameters takes a gradient."""
-        return not self.freeze or self.lora is not None
+        return self.trains_whole or self.lora is not None or any(not name.startswith("!") for name in self.train)
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether its own parameters take gradients, but for exceptions."""
+        return not self.freeze and self.lora is None
 
 
 @dataclass(kw_only=True)

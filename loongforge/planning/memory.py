@@ -50,10 +50,10 @@ def memory_on(costs: Costs, layout: Layout, rank: int) -> Memory:
 
 def _state(costs: Costs, layout: Layout, grid: Grid, name: str, stage: int) -> Memory:
     params, size = costs.params_on(name, layout, stage), costs.size(name)
-    if not costs.part(name).trains:
-        return Memory(params=params * size)
+    trained = costs.trained_on(name, layout, stage)
     shards = grid.dp * grid.cp if costs.config.optimizer.distributed else 1
-    return Memory(params=params * size, gradients=4 * params, optimizer=params * (8 + (4 if size == 2 else 0)) / shards)
+    state = trained * (8 + (4 if size == 2 else 0)) / shards
+    return Memory(params=params * size, gradients=4 * trained, optimizer=state)
 
 
 def _llm_work(costs: Costs, layout: Layout, shape: Shape, stage: int) -> Memory:

@@ -124,7 +124,7 @@ def gradient_collectives(costs: Costs, layout: Layout, name: str, stage: int) ->
     grid = layout.grids()[name]
     if not costs.part(name).trains:
         return []
-    params, size, extent = costs.params_on(name, layout, stage), grid.dp * grid.cp, len(grid.ranks) // grid.pp
+    params, size, extent = costs.trained_on(name, layout, stage), grid.dp * grid.cp, len(grid.ranks) // grid.pp
     if not costs.config.optimizer.distributed:
         return [Collectives.sums(size, extent, 4.0 * params, 1)]
     back = costs.size(name) * params

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from loongforge.components.llm.base import LLMConfig
+from loongforge.components.llm.base import LLMConfig, ParameterSize
 from loongforge.components.projector.base import ProjectorConfig
+from loongforge.components.trainable import trains
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig, Config
 from loongforge.model.checks import longest_sample
-from loongforge.model.flops import forward_flops, image_tokens, training_factors
+from loongforge.model.flops import forward_flops, image_tokens, num_params, training_factors
 from loongforge.parallel.layout import Layout
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
@@ -91,6 +92,35 @@ class Costs:
         """A component that the recipe has."""
         part: ComponentConfig = getattr(self.config.model, name)
         return part
+
+    def trained_on(self, name: str, layout: Layout, stage: int) -> int:
+        """Parameters of a component that train on a rank of a pipeline stage; with adapters or patterns that the
+        component does not resolve, all of them are counted."""
+        if not self.part(name).trains:
+            return 0
+        if name != "llm" or self._exceptions is None:
+            return self.params_on(name, layout, stage)
+        per_stage, tp = self.llm.num_layers // layout.llm.pp, layout.llm.tp
+        return sum(
+            size.numbers // (tp if size.divided else 1)
+            for size in self._exceptions
+            if stage in [layer // per_stage for layer in size.layers]
+        )
+
+    @cached_property
+    def _exceptions(self) -> list[ParameterSize] | None:
+        """Parameters of the LLM that train where not all or none do; None: nothing is known of them."""
+        llm = self.llm
+        sizes = llm.parameter_sizes() if llm.train and llm.lora is None else {}
+        return [size for name, size in sizes.items() if trains(name, llm)] if sizes else None
+
+    def trained(self, name: str) -> int:
+        """Parameters of a component that train, over all shards; see `trained_on`."""
+        if not self.part(name).trains:
+            return 0
+        if name != "llm" or self._exceptions is None:
+            return num_params(self.config.model)[name]
+        return sum(size.numbers for size in self._exceptions)
 
     def dtype(self, name: str) -> str:
         """Of a component's parameters and activations."""

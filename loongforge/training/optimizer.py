@@ -165,4 +165,5 @@ class Optimizers:
         limit = self.config.clip_grad
         if 0 < limit < total:
             grads = [param.grad for param in optimizer.get_parameters() if param.grad is not None]
-            torch._foreach_mul_(grads, limit / (total + 1e-6))
+            if grads:  # a pipeline stage may hold nothing that trains
+                torch._foreach_mul_(grads, limit / (total + 1e-6))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from loongforge.components.llm.base import LLMConfig
+from loongforge.components.llm.base import LLMConfig, ParameterSize
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +114,12 @@ class LlamaConfig(LLMConfig):
         found += embedding if first else 0
         found += self.hidden_size + (0 if first and self.tie_embeddings else embedding) if last else 0
         return found
+
+    def parameter_sizes(self) -> dict[str, ParameterSize]:
+        """Of every parameter by global name."""
+        from loongforge.components.llm.llama.parameters import parameter_sizes
+
+        return parameter_sizes(self)
 
     def kept_per_token(self, tp: int, *, sequence_parallel: bool) -> float:
         """In and out of both norms; q, k, v before and after rotation; attention; gate, up and their product."""
