@@ -23,6 +23,7 @@ _SECTIONS = {
     "": schema.Config,
     "model.COMPONENT": schema.ComponentConfig,
     "model.COMPONENT.parallel": schema.ParallelConfig,
+    "model.COMPONENT.lora": schema.LoraConfig,
     "data": schema.DataConfig,
     "data.train[], data.eval[]": schema.SourceConfig,
     "optimizer": schema.OptimizerConfig,
@@ -59,10 +60,14 @@ def keys_of(cls: type) -> dict[str, Key]:
 
 def _own_keys(tree: ast.ClassDef) -> Iterator[Key]:
     for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not _of_class(node.annotation):
             has_doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             meaning = " ".join(str(after.value.value).split()) if has_doc else ""  # type: ignore[union-attr]
             yield Key(node.target.id, _type(ast.unparse(node.annotation)), _default(node.value), meaning)
+
+
+def _of_class(annotation: ast.expr) -> bool:
+    return ast.unparse(annotation).startswith("ClassVar")
 
 
 def _type(annotation: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from loongforge.data.balance import Plan, encode, exchange, feasible, lock_step, lower_bound, pipeline, plan, step_time
+from loongforge.data.balance import Plan, encode, exchange, lock_step, lower_bound, pipeline, plan, step_time
 from loongforge.data.balance.cells import Cells
 from loongforge.data.balance.types import Ints
 from tests.data.balance.kinds import KINDS, fixed_batch, packed_batch
@@ -91,6 +91,10 @@ def _unchanged(cells: Cells, ranks: int, effort: object) -> Cells:
     return cells
 
 
+def _as_it_is(cells: Cells) -> Cells:
+    return cells
+
+
 def _in_order(costs: Ints, loads: Ints) -> Ints:
     return np.arange(len(costs)) % len(loads)
 
@@ -106,7 +110,7 @@ def _at_home(cells: Cells, level: int, home: Ints) -> Ints:
         (lock_step, "grouped", _as_numbered, 1.2, "lock_step"),
         (lock_step, "lower_levels", _unchanged, 1.2, "lock_step"),
         (encode, "_polished", _at_home, 1.2, "lock_step"),
-        (feasible, "relieve", _nothing, 1.0, "pipeline"),
+        (pipeline, "within_caps", _as_it_is, 1.0, "pipeline"),
         (pipeline, "spread", _in_order, 1.2, "pipeline"),
     ],
     ids=["no levels", "any micro-batch", "levels not lowered", "units stay at home", "caps not kept", "no spreading"],
