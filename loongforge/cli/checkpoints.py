@@ -18,7 +18,7 @@ def add_checkpoint_options(parser: Parser) -> None:
     from loongforge.cli.recipe_args import add_overrides
 
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a run (its latest checkpoint) or a checkpoint"
+        "--checkpoint", required=True, metavar="DIR", help="a run (its latest checkpoint), a checkpoint or a HF folder"
     )
     parser.add_argument("--json", action="store_true", help="for machines")
     add_overrides(parser)
@@ -35,16 +35,35 @@ def checkpoint_config(args: argparse.Namespace) -> Config:
     from loongforge.config.overrides import quoted
     from loongforge.config.saved import load_config
 
+    if (Path(args.checkpoint) / "config.json").is_file():
+        return _hf_config(args)
     saved = resolve(Path(args.checkpoint)).path / "config.yaml"
     tree = load_config(saved)  # a clear message where a later loongforge wrote it
     overrides = [f"recipe={quoted(str(saved))}", *_one_process(tree), *args.overrides]
     return load_recipe(argparse.Namespace(overrides=overrides, config_dir=args.config_dir)).config
 
 
+def _hf_config(args: argparse.Namespace) -> Config:
+    """The recipe of a Hugging Face folder, in the type of its weights."""
+    from loongforge.cli.hf_recipe import recipe_tree
+    from loongforge.cli.recipe_args import load_recipe
+    from loongforge.config.overrides import quoted
+    from loongforge.config.saved import save_config
+
+    tree = recipe_tree(Path(args.checkpoint), name="checkpoint")
+    tree["data"]["train"] = "none"
+    tree["trainer"]["precision"] = "fp32"
+    with tempfile.TemporaryDirectory(prefix="loongforge-") as folder:
+        saved = Path(folder) / "recipe.yaml"
+        save_config(tree, saved)
+        overrides = [f"recipe={quoted(str(saved))}", "launcher.nproc=1", *args.overrides]
+        return load_recipe(argparse.Namespace(overrides=overrides, config_dir=args.config_dir)).config
+
+
 def _one_process(tree: dict[str, Any]) -> list[str]:
     """Whatever the run used: what is asked of its checkpoints is small. The user's overrides come after these."""
     neutral = ", ".join(f"{key}: {json.dumps(value)}" for key, value in asdict(ParallelConfig()).items())
-    parts = [name for name, part in tree.get("model", {}).items() if part is not None]
+    parts = [name for name, part in tree.get("model", {}).items() if isinstance(part, dict)]
     return ["launcher.nproc=1", *(f"model.{name}.parallel={{{neutral}}}" for name in parts)]
 
 

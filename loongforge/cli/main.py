@@ -17,6 +17,7 @@ VERBS = {
     "verify": "prove that a layout trains as one process does",
     "eval": "score a trained model on held-out data",
     "generate": "ask a trained model about images",
+    "export": "write a trained model as a folder that transformers loads",
     "data": "build the embedded data sets; index, check and show data",
     "recipes": "list, show and copy recipes",
     "components": "list what a model can be made of",

@@ -25,7 +25,9 @@ class FamilyConfig(ComponentConfig):
     hf_model_types: ClassVar[tuple[str, ...]] = ()
     """The `model_type`s of Hugging Face configs that this class covers, of the component itself."""
     hf_free: ClassVar[frozenset[str]] = frozenset()
-    """Keys that a recipe may choose whatever the checkpoint's config says (lengths, which features are taken)."""
+    """Keys that a recipe may choose whatever the checkpoint's config says (lengths)."""
+    hf_whole: ClassVar[frozenset[str]] = frozenset()
+    """Keys of which only the config of a whole model says anything (which features are taken)."""
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> Self:
@@ -52,7 +54,11 @@ class FamilyConfig(ComponentConfig):
         never had them."""
         return self
 
-    def settings(self) -> dict[str, Any]:
-        """What decides the numbers that the component computes, by key, in one form for equal meanings."""
-        free = _OURS | self.hf_free
+    def settings(self, *, whole: bool) -> dict[str, Any]:
+        """What decides the numbers that the component computes, by key, in one form for equal meanings.
+
+        Args:
+            whole: With what only the config of a whole model says.
+        """
+        free = _OURS | self.hf_free | (frozenset() if whole else self.hf_whole)
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in free}

@@ -90,6 +90,7 @@ class NameMap:
             (layers above the features, buffers that follow from the config). They are kept aside for an export.
         neutral: Shapes, by bare name, of tensors that transformers expects and nothing here depends on: norms, which
             an export makes ones (`weight`) or zeros where none were carried.
+        growing: Bare names of tensors with a row for each token, whose number may be raised.
         tied: Bare names under which some checkpoints hold a second copy of another bare name's tensor.
     """
 
@@ -101,12 +102,14 @@ class NameMap:
         carried: Iterable[str] = (),
         neutral: Mapping[str, tuple[int, ...]] | None = None,
         tied: Mapping[str, str] | None = None,
+        growing: Iterable[str] = (),
     ) -> None:
         self.rules = list(rules)
         self.prefixes = list(prefixes)
         self.carried = list(carried)
         self.neutral = dict(neutral or {})
         self.tied = dict(tied or {})
+        self.growing = frozenset(growing)
         self._within: dict[str, tuple[str, ...]] | None = None
 
     def within(self, prefixes: Mapping[str, tuple[str, ...]]) -> NameMap:
@@ -117,7 +120,7 @@ class NameMap:
                 ("language_model.", "")}`; the longest beginning that fits holds, and an export writes the first prefix.
         """
         rules = [replace(rule, prefixes=_longest(prefixes, rule.theirs[0])) for rule in self.rules]
-        found = NameMap(rules, carried=self.carried, neutral=self.neutral, tied=self.tied)
+        found = NameMap(rules, carried=self.carried, neutral=self.neutral, tied=self.tied, growing=self.growing)
         found._within = dict(prefixes)
         return found
 
@@ -164,12 +167,19 @@ class NameMap:
                 result[candidates[0]] = part
         return result
 
+    @property
+    def table(self) -> dict[str, tuple[str, ...]]:
+        """What may stand before bare names, by how these begin."""
+        if self._within is not None:
+            return self._within
+        own = {rule.theirs[0]: rule.prefixes for rule in self.rules if rule.prefixes}
+        return {"": tuple(self.prefixes), **own}
+
     def carried_name(self, name: str) -> str | None:
         """The bare name of a checkpoint's tensor that is kept aside for an export; None: it is not one."""
-        prefixes = self.prefixes if self._within is None else [p for group in self._within.values() for p in group]
-        for prefix in sorted(prefixes, key=len, reverse=True):
-            bare = name.removeprefix(prefix)
-            if name.startswith(prefix) and any(re.fullmatch(pattern, bare) for pattern in self.carried):
+        prefixes = {prefix for group in self.table.values() for prefix in group if name.startswith(prefix)}
+        for bare in sorted((name.removeprefix(prefix) for prefix in prefixes), key=len):
+            if any(re.fullmatch(pattern, bare) for pattern in self.carried):
                 return bare
         return None
 

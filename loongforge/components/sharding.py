@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
@@ -95,17 +96,50 @@ def join_shards(shards: list[torch.Tensor], param: torch.Tensor, *, gated: bool 
     return torch.cat([gate for gate, _ in pairs] + [up for _, up in pairs], axis)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One of this rank's parameters, and where it lies in its full tensor."""
+
+    name: str
+    """Global name."""
+    param: torch.nn.Parameter
+    shape: tuple[int, ...]
+    """Of the full tensor."""
+    rank: int
+    tp: int
+    gated: bool
+    """The first axis stacks gate and up projection, each divided on its own."""
+
+    @property
+    def axis(self) -> int | None:
+        """Which axis is divided; None: the parameter is whole."""
+        divided = self.tp > 1 and getattr(self.param, "tensor_model_parallel", False)
+        return self.param.partition_dim if divided else None  # type: ignore[attr-defined, no-any-return]
+
+    def take(self, full: torch.Tensor) -> torch.Tensor:
+        """This rank's slice of the full tensor."""
+        return take_shard(full, self.param, rank=self.rank, tp=self.tp, gated=self.gated)
+
+
+def shards(module: torch.nn.Module, group: torch.distributed.ProcessGroup) -> Iterator[Shard]:
+    """Every parameter of this rank's shard of a component."""
+    rank, tp = group.rank(), group.size()
+    for name, param in global_parameters(module):
+        yield Shard(name, param, full_shape(param, tp), rank, tp, is_gated(module, name))
+
+
 @torch.no_grad()
 def fill_parameters(
     module: torch.nn.Module,
     full_tensor: Callable[[str, tuple[int, ...]], torch.Tensor],
     group: torch.distributed.ProcessGroup,
+    only: Callable[[str], bool] = lambda name: True,
 ) -> None:
-    """Sets every parameter of this rank's shard to its slice of `full_tensor(global name, full shape)`."""
-    rank, tp = group.rank(), group.size()
-    for name, param in global_parameters(module):
-        full = full_tensor(name, full_shape(param, tp))
-        param.copy_(take_shard(full, param, rank=rank, tp=tp, gated=is_gated(module, name)))
+    """Sets this rank's shard of the parameters that `only` names to its slice of `full_tensor(global name, shape)`."""
+    for shard in shards(module, group):
+        if not only(shard.name):
+            continue
+        shard.param.copy_(shard.take(full_tensor(shard.name, shard.shape)))
 
 
 @torch.no_grad()
@@ -134,7 +168,13 @@ def gather_parameters(
 
 
 def draw_parameters(
-    module: torch.nn.Module, *, component: str, seed: int, std: float, group: torch.distributed.ProcessGroup
+    module: torch.nn.Module,
+    *,
+    component: str,
+    seed: int,
+    std: float,
+    group: torch.distributed.ProcessGroup,
+    only: Callable[[str], bool] = lambda name: True,
 ) -> None:
     """First weights: norm weights 1, biases 0, adapters as peft draws them, everything else N(0, std).
 
@@ -152,4 +192,4 @@ def draw_parameters(
             return torch.empty(shape).uniform_(-1, 1, generator=generator) / shape[1] ** 0.5
         return torch.randn(shape, generator=generator) * std
 
-    fill_parameters(module, full_tensor, group)
+    fill_parameters(module, full_tensor, group, only)

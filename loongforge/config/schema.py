@@ -113,6 +113,9 @@ class ModelConfig:
     vision: ComponentConfig | None = None
     projector: ComponentConfig | None = None
     llm: ComponentConfig
+    init_from: str | None = None
+    """Folder of a whole model in Hugging Face format, or a loongforge run or checkpoint, to take all weights from; a
+    component's own `init_from` comes after it."""
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from loongforge.checkpoint.hf_folder import HFFolder
+from loongforge.checkpoint.hf_import import import_whole
 from loongforge.checkpoint.lifecycle import Checkpoint, resolve
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.vision.base import VisionConfig
@@ -19,6 +21,7 @@ from loongforge.model.assembly import build_model
 from loongforge.model.checks import check_model
 from loongforge.model.execution import Runner
 from loongforge.model.flops import image_tokens
+from loongforge.model.hf_weights import load_hf_weights
 from loongforge.model.weights import load_weights
 from loongforge.parallel.groups import make_groups
 from loongforge.parallel.layout import Layout
@@ -42,9 +45,10 @@ def loaded_model(config: Config, path: str) -> Iterator[LoadedModel]:
 
     Args:
         config: The recipe of the checkpoint, with the user's overrides.
-        path: A run or a checkpoint.
+        path: A run, a checkpoint, or a Hugging Face folder.
     """
-    checkpoint = resolve(Path(path))
+    is_hf = HFFolder.is_one(Path(path))
+    checkpoint = Checkpoint(Path(path), 0, {}) if is_hf else resolve(Path(path))
     backend = select(config.backend)
     backend.set_threads(config.trainer.threads or int(os.environ.get("OMP_NUM_THREADS", "2")))
     with joined_world(backend) as world:
@@ -54,7 +58,10 @@ def loaded_model(config: Config, path: str) -> Iterator[LoadedModel]:
         processor = _processor(config, checkpoint)
         image_token = processor.image_token_id if config.model.vision is not None else None
         model = build_model(config, groups, image_token=image_token)
-        load_weights(checkpoint.path, model, groups)
+        if HFFolder.is_one(checkpoint.path):
+            load_hf_weights(model, import_whole(config.model, checkpoint.path))
+        else:
+            load_weights(checkpoint.path, model, groups)
         yield LoadedModel(config, Runner(model, groups), processor, checkpoint, world.rank)
 
 
@@ -62,5 +69,6 @@ def _processor(config: Config, checkpoint: Checkpoint) -> SampleProcessor:
     """The tokenizer is the checkpoint's own, so that one copied elsewhere still works."""
     vision, llm = config.model.vision, config.model.llm
     assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
-    tokenizer = load_tokenizer(checkpoint.path / "tokenizer")
+    own = checkpoint.path / "tokenizer"
+    tokenizer = load_tokenizer(own if own.is_dir() else checkpoint.path, config.data.chat_template)
     return build_processor(config.data, vision, llm, tokenizer, num_image_tokens=image_tokens(config.model))

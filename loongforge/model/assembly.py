@@ -48,7 +48,8 @@ def _context(config: Config, name: str, groups: Groups) -> BuildContext | None:
 
 
 def _build_component(config: Config, name: str, groups: Groups) -> torch.nn.Module | None:
-    """This rank's shard with weights drawn from the seed; frozen where the recipe says so."""
+    """This rank's shard; frozen where the recipe says so. Its weights are drawn from the seed, but those that
+    `init_from` will bring."""
     component = component_configs(config).get(name)
     context = _context(config, name, groups) if component is not None else None
     if component is None or context is None:
@@ -64,7 +65,14 @@ def _build_component(config: Config, name: str, groups: Groups) -> torch.nn.Modu
     mark_tensor_parallel(module)
     if component.lora is not None:
         add_adapters(module, component.lora, _names(component), component=name, group=context.groups.tp)
-    draw_parameters(module, component=name, seed=config.trainer.seed, std=component.init_std, group=context.groups.tp)
+    draw_parameters(
+        module,
+        component=name,
+        seed=config.trainer.seed,
+        std=component.init_std,
+        group=context.groups.tp,
+        only=is_adapter if component.init_from or config.model.init_from else lambda parameter: True,
+    )
     for parameter, param in global_parameters(module):
         param.requires_grad_(is_adapter(parameter) or trains(parameter, component))
     return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from loongforge import __version__
 from loongforge.checkpoint import rng
+from loongforge.checkpoint.hf_origin import FOLDER
 from loongforge.checkpoint.lifecycle import Checkpoint, CheckpointStore, resolve
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.vision.base import VisionConfig
@@ -66,6 +68,7 @@ class Setup:
         self.config, self.tree, self.world, self.backend = config, tree, world, backend
         self.notes: list[str] = []
         """What the user should know before the first step."""
+        self.origin = run_dir / FOLDER
         self.store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
         self.progress = Progress()
         layout = Layout.from_model(config.model, world.size)
@@ -81,7 +84,10 @@ class Setup:
         image_token = self.processor.image_token_id if config.model.vision is not None else None
         self.model = build_model(config, self.groups, image_token=image_token)
         if resumed is None:
-            self.notes += load_initial_weights(config, self.model, self.groups)
+            started = load_initial_weights(config, self.model, self.groups)
+            self.notes += started.notes
+            if world.rank == 0:
+                started.keep_origin(self.origin)
         self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window)
         self.optimizers = Optimizers(config, self.model, self.groups)
         patches = vision.num_patches if isinstance(vision := config.model.vision, VisionConfig) else 1
@@ -128,6 +134,8 @@ class Setup:
     def _resume(self, checkpoint: Checkpoint) -> None:
         load_training(checkpoint.path, self.model, self.optimizers, self.groups)
         self.progress = Progress(**checkpoint.meta["progress"])
+        if self.world.rank == 0 and (checkpoint.path / FOLDER).is_dir():
+            shutil.copytree(checkpoint.path / FOLDER, self.origin, dirs_exist_ok=True)
         self.refiner.restore(checkpoint.meta.get("balance"))
         self.notes.append(f"going on after step {checkpoint.step} from {checkpoint.path}")
         if checkpoint.meta["layout"] == self._layout():
@@ -161,6 +169,8 @@ class Setup:
         if self.world.rank == 0:
             save_config(self.tree, path / "config.yaml")
             self.processor.tokenizer.save_pretrained(path / "tokenizer")
+            if self.origin.is_dir():
+                shutil.copytree(self.origin, path / FOLDER)
 
     def close(self) -> None:
         """Ends the background reading."""

@@ -73,7 +73,7 @@ def _forms(tree: dict[str, Any]) -> dict[str, str]:
     precision = tree["trainer"].get("precision", TrainerConfig.precision)
     forms = {"optimizer.distributed": str(distributed).lower()}
     for name, part in tree["model"].items():
-        if part is not None and (not part.get("freeze") or part.get("train")):
+        if isinstance(part, dict) and (not part.get("freeze") or part.get("train")):
             forms[f"model.{name}.train"] = str(part.get("train") or [])
             forms[f"model.{name}.dtype (null: trainer.precision)"] = part.get("dtype") or precision
     return forms

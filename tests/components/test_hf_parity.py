@@ -179,7 +179,7 @@ def test_init_from_says_what_is_wrong(groups: Any, tmp_path: Any) -> None:
 
     theirs = llava(tiny_config().model)
     theirs.save_pretrained(tmp_path / "whole")
-    for options, words in ((dict(mlp_hidden_size=128), "shape"), (dict(qk_norm=True), "no tensor")):
+    for options, words in ((dict(mlp_hidden_size=128), "mlp_hidden_size"), (dict(qk_norm=True), "qk_norm")):
         config = tiny_config(**options)
         config.model.llm.init_from = str(tmp_path / "whole")
         model = build_model(config, groups, image_token=IMAGE_TOKEN)

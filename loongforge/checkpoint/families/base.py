@@ -90,6 +90,17 @@ class Family:
         """More JSON files of an export by name: processor and image processor."""
         return {}
 
+    def owner(self, tensor: str) -> str | None:
+        """The component that a tensor of such a checkpoint belongs to, by its name."""
+        known = [
+            (len(prefix + start), name)
+            for name, table in self.prefixes.items()
+            for start, prefixes in table.items()
+            for prefix in prefixes
+            if tensor.startswith(prefix + start)
+        ]
+        return max(known)[1] if known else None
+
     def name_map(self, name: str, component: FamilyConfig) -> NameMap:
         """Names of a component's tensors inside the whole."""
         own = component.name_map()

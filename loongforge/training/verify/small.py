@@ -43,6 +43,7 @@ def small_copy(config: Config, layout: Layout, *, steps: int, limit: int) -> Sma
     llm, vision, projector = config.model.llm, config.model.vision, config.model.projector
     assert isinstance(llm, LLMConfig)
     stages = cut.parallel["llm"].pp
+    small.model.init_from = None
     small.model.llm = llm.small_copy(num_layers=max(2, stages), divisor=divisor)
     if isinstance(vision, VisionConfig) and isinstance(projector, ProjectorConfig):
         small.model.vision = vision.small_copy(divisor=divisor)

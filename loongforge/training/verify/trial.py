@@ -25,6 +25,7 @@ from loongforge.training.optimizer import Optimizers
 from loongforge.training.schedule import learning_rate
 from loongforge.training.verify.outcome import Outcome
 from loongforge.training.verify.synthetic import IMAGE_TOKEN, SyntheticData, packed
+from loongforge.training.weights import load_initial_weights
 
 
 def synthetic_data(config: Config) -> SyntheticData:
@@ -52,6 +53,7 @@ class Trial:
         self.config, self.groups, self.pack = config, groups, pack
         self.data = synthetic_data(config)
         self.model = build_model(config, groups, image_token=IMAGE_TOKEN if config.model.vision is not None else None)
+        load_initial_weights(config, self.model, groups)
         self.runner = Runner(self.model, groups, encode_window=config.trainer.encode_window)
         self.optimizers = Optimizers(config, self.model, groups)
 

@@ -164,6 +164,6 @@ class LlamaConfig(LLMConfig):
 
         return to_hf(self)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, whole: bool) -> dict[str, Any]:
         """With the width of a head spelled out."""
-        return {**super().settings(), "head_dim": self.head_size}
+        return {**super().settings(whole=whole), "head_dim": self.head_size}

@@ -9,6 +9,7 @@ from loongforge.components.llm.llama.config import LlamaConfig
 PREFIXES = ("model.", "model.language_model.", "language_model.model.", "language_model.")
 HEAD_PREFIXES = ("", "model.language_model.", "language_model.")
 
+GROWING = ("embed_tokens.weight", "lm_head.weight")
 CARRIED = (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)  # older transformers saved it
 
 
@@ -39,4 +40,4 @@ def name_map(config: LlamaConfig) -> NameMap:
     ]
     rules.append(Rule("output_layer.weight", ("lm_head.weight",), prefixes=HEAD_PREFIXES))
     tied = {"lm_head.weight": "embed_tokens.weight"} if config.tie_embeddings else {}
-    return NameMap(rules, PREFIXES, carried=CARRIED, tied=tied)
+    return NameMap(rules, PREFIXES, carried=CARRIED, tied=tied, growing=GROWING)

@@ -108,6 +108,6 @@ class MLP2xGELUConfig(ProjectorConfig):
             )
         return {"projector_hidden_act": "gelu", "multimodal_projector_bias": self.bias}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, whole: bool) -> dict[str, Any]:
         """Without the inner width, which shapes show."""
         return {"bias": self.bias}

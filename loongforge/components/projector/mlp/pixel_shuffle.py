@@ -100,6 +100,6 @@ class PixelShuffleMLPConfig(MLP2xGELUConfig):
             )
         return {"projector_hidden_act": "gelu", "downsample_ratio": 1 / self.factor}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, whole: bool) -> dict[str, Any]:
         """Without the inner width, which shapes show."""
         return {"factor": self.factor, "bias": self.bias, "norm_eps": self.norm_eps}

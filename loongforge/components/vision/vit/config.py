@@ -62,8 +62,9 @@ class ViTConfig(VisionConfig):
     """Which hidden state the features are, as in transformers: -2 is the input of the last layer, -1 its output."""
     drop_remainder: bool = False
     """Leave out pixels at the right and bottom that fill no whole patch (SigLIP-so400m: 384 = 27 x 14 + 6)."""
-    hf_free: ClassVar[frozenset[str]] = frozenset(
-        {"feature_layer", "post_norm", "drop_remainder", "image_mean", "image_std", "image_resize"}
+    hf_free: ClassVar[frozenset[str]] = frozenset({"drop_remainder"})
+    hf_whole: ClassVar[frozenset[str]] = frozenset(
+        {"feature_layer", "post_norm", "image_mean", "image_std", "image_resize"}
     )
 
     @property

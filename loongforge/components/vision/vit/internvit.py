@@ -17,6 +17,7 @@ class InternViTConfig(ViTConfig):
     """The vision tower of InternVL (transformers `InternVLVisionModel`): class token, patch bias, layer scale."""
 
     hf_model_types: ClassVar[tuple[str, ...]] = ("internvl_vision",)
+    hf_whole: ClassVar[frozenset[str]] = ViTConfig.hf_whole - {"post_norm"}
 
     activation: Literal["quick_gelu", "gelu_tanh", "gelu"] = "gelu"
     norm_eps: float = 1e-6

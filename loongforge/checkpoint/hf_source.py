@@ -1,0 +1,129 @@
+"""Where one component's weights are in a Hugging Face folder: found, checked, and read as this rank's shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from loongforge.checkpoint.hf_folder import DTYPES, HFFolder
+from loongforge.components.hf import NameMap, Rule
+from loongforge.components.sharding import Shard
+
+
+@dataclass
+class Finding:
+    """What a rank's check of its shards against a folder came to; ranks add theirs up."""
+
+    problems: list[str] = field(default_factory=list)
+    taken: dict[str, str] = field(default_factory=dict)
+    """Bare name -> the name in the folder."""
+    grown: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Name in the folder -> rows there and here."""
+
+    def add(self, other: Finding) -> None:
+        """Takes over another rank's."""
+        self.problems += [line for line in other.problems if line not in self.problems]
+        self.taken.update(other.taken)
+        self.grown.update(other.grown)
+
+
+class HFSource:
+    """One component in a folder.
+
+    Args:
+        folder: Where its tensors are.
+        names: Their names there.
+        component: `vision`, `projector` or `llm`, for messages.
+    """
+
+    def __init__(self, folder: HFFolder, names: NameMap, component: str) -> None:
+        self.folder, self.names, self.component = folder, names, component
+
+    def spellings(self, bare: str) -> list[str]:
+        """Every name under which the folder may hold a tensor of a kind that only has one in a layer."""
+        rule = next((rule for rule in self.names.rules if bare in rule.theirs), None)
+        return self.names.spellings(bare, rule)
+
+    def find(self, bare: str, rule: Rule) -> str | None:
+        """The name under which the folder holds a tensor."""
+        spellings = self.names.spellings(bare, rule)
+        return next((name for name in spellings if name in self.folder.tensors), None)
+
+    def check(self, shards: Iterable[Shard]) -> Finding:
+        """Looks for every tensor that a rank's shards are made of, and compares shapes, reading no weights."""
+        finding = Finding()
+        for shard in shards:
+            rule, _ = self.names.find(shard.name)
+            expected = rule.split(torch.empty(shard.shape, device="meta"))
+            for bare, part in zip(self.names.bare_names(shard.name), expected, strict=True):
+                self._check_one(finding, bare, rule, part.shape)
+        return finding
+
+    def _check_one(self, finding: Finding, bare: str, rule: Rule, wanted: torch.Size) -> None:
+        name = self.find(bare, rule)
+        if name is None:
+            spellings = ", ".join(self.names.spellings(bare, rule))
+            finding.problems.append(f"{self.folder.path} has no tensor '{spellings.split(', ')[0]}' ({spellings})")
+            return
+        finding.taken[bare] = name
+        stored = self.folder.tensors[name]
+        where = f"{stored.file}: tensor '{name}'"
+        if stored.dtype not in DTYPES:
+            finding.problems.append(f"{where} has type {stored.dtype}; read are {', '.join(DTYPES)}")
+        if stored.shape == tuple(wanted):
+            return
+        grows = bare in self.names.growing and len(stored.shape) == 2 and stored.shape[1:] == tuple(wanted[1:])
+        if grows and stored.shape[0] < wanted[0]:
+            finding.grown[name] = stored.shape[0], wanted[0]
+            return
+        hint = "; a vocabulary can grow, not shrink" if grows else ""
+        finding.problems.append(f"{where} has shape {list(stored.shape)}, the recipe makes it {list(wanted)}{hint}")
+
+    @torch.no_grad()
+    def fill(self, shards: Iterable[Shard]) -> Iterator[int]:
+        """Reads a rank's shards, one after another in the order of the files; yields the bytes of each."""
+        found = [(shard, *self.names.find(shard.name)) for shard in shards]
+        for shard, rule, _ in sorted(found, key=lambda entry: self._place(entry[0], entry[1])):
+            pieces = [name for bare in self.names.bare_names(shard.name) if (name := self.find(bare, rule))]
+            shard.param.copy_(self._shard(shard, rule, pieces))
+            yield shard.param.numel() * shard.param.element_size()
+        self.folder.close()
+
+    def _place(self, shard: Shard, rule: Rule) -> tuple[str, int]:
+        name = self.find(self.names.bare_names(shard.name)[0], rule)
+        stored = self.folder.tensors[name or ""]
+        return str(stored.file), stored.start
+
+    def _shard(self, shard: Shard, rule: Rule, pieces: list[str]) -> torch.Tensor:
+        if len(pieces) == 1 and self._rows_missing(pieces[0], shard):
+            return self._grown(pieces[0], shard)
+        # parts of stacked tensors make up a part of ours where ours divides each of them on its own
+        if shard.axis is None or not rule.reads_parts or (rule.join is torch.cat and not shard.gated):
+            return shard.take(rule.join([self.folder.read(name) for name in pieces]))
+        return rule.join([self.folder.read(name, axis=shard.axis, part=shard.rank, parts=shard.tp) for name in pieces])
+
+    def _rows_missing(self, name: str, shard: Shard) -> bool:
+        return len(shard.shape) == 2 and self.folder.tensors[name].shape[0] < shard.shape[0]
+
+    def _grown(self, name: str, shard: Shard) -> torch.Tensor:
+        """Rows of a grown vocabulary: those of new tokens are the mean of all old ones."""
+        stored = self.folder.tensors[name]
+        old, width = stored.shape
+        count = shard.param.shape[0]
+        first = shard.rank * count if shard.axis == 0 else 0
+        result = torch.empty(count, width, dtype=DTYPES[stored.dtype])
+        kept = max(0, min(count, old - first))
+        if kept:
+            result[:kept] = self.folder.read_range(name, 0, first, kept)
+        if kept < count:
+            result[kept:] = self._mean_row(name)
+        return result
+
+    def _mean_row(self, name: str) -> torch.Tensor:
+        rows, width = self.folder.tensors[name].shape
+        total, step = torch.zeros(width, dtype=torch.float64), max(1, (16 << 20) // max(1, 8 * width))
+        for row in range(0, rows, step):
+            total += self.folder.read_range(name, 0, row, min(step, rows - row)).double().sum(0)
+        return total / rows

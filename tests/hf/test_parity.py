@@ -1,0 +1,186 @@
+"""Every family against transformers, imported under every layout.
+
+Logits within 1e-4, loss within 1e-5, the gradient of every parameter within 1e-3 (relative, the worst), greedy tokens
+equal, weights bit-identical after import; five steps of AdamW: losses and weights within 1e-4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from loongforge.checkpoint.families.registry import family_of
+from loongforge.checkpoint.hf_folder import HFFolder
+from loongforge.components.base import FamilyConfig
+from loongforge.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from loongforge.data.batch import Batch
+from loongforge.model.flops import image_tokens
+from loongforge.training.verify.synthetic import IMAGE_TOKEN, SyntheticData
+from tests.hf.cases import CASES, Case
+from tests.hf.layouts import LAYOUTS, NEEDS_VISION, apply
+from tests.hf.ours import Ours, compare_run
+from tests.hf.reference import BETAS, CLIP, EPS, LR, WEIGHT_DECAY, Reference, greedy_tokens, run_reference
+
+STEPS, NEW_TOKENS = 5, 6
+
+
+@dataclass
+class Known:
+    """The reference of one case."""
+
+    folder: Path
+    config: Config
+    reference: Reference
+    prompt: tuple[list[int], np.ndarray]
+    tokens: list[int]
+    margins: list[float]
+
+
+def recipe(folder: Path) -> Config:
+    """What `from-hf` makes of a folder, with a training run."""
+    hf = HFFolder(folder).config
+    family = family_of(hf, folder)
+    model = ModelConfig(**family.components(hf, folder), init_from=str(folder))
+    optimizer = OptimizerConfig(
+        lr=LR, weight_decay=WEIGHT_DECAY, betas=list(BETAS), eps=EPS, clip_grad=CLIP, schedule="constant"
+    )
+    trainer = TrainerConfig(steps=STEPS, global_batch_size=8, micro_batch_size=2)
+    return Config(
+        name="parity",
+        model=model,
+        data=DataConfig(train="none", tokenizer="none"),
+        optimizer=optimizer,
+        trainer=trainer,
+    )
+
+
+def synthetic(config: Config) -> SyntheticData:
+    vision, llm = config.model.vision, config.model.llm
+    return SyntheticData(
+        samples=config.trainer.global_batch_size,
+        vocab_size=llm.vocab_size,  # type: ignore[attr-defined]
+        image_size=getattr(vision, "image_size", 0),
+        tokens_per_image=image_tokens(config.model),
+    )
+
+
+def one_prompt(whole: Batch) -> Batch:
+    """The first sample without its padding and its last tokens, with its images."""
+    length = int(whole.lengths[0]) - 4
+    tokens = whole.tokens[:1, :length]
+    count = int((tokens == IMAGE_TOKEN).sum()) // 4
+    return Batch(tokens, torch.full_like(tokens, -100), whole.images[:count], whole.lengths[:1], whole.ids[:1])
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: Any) -> Any:
+    made: dict[tuple[str, int], Known] = {}
+
+    def get(name: str, seed: int = 0) -> Known:
+        if (name, seed) not in made:
+            made[name, seed] = _reference(CASES[name], seed, tmp_path_factory.mktemp("hf"))
+        return made[name, seed]
+
+    return get
+
+
+def _reference(case: Case, seed: int, folder: Path) -> Known:
+    model = case.model(seed)
+    model.save_pretrained(folder)
+    config = recipe(folder)
+    data = synthetic(config)
+    batches = [data.global_batch(step, 1) for step in range(STEPS)]
+    prompt = one_prompt(batches[0])
+    tokens, margins = greedy_tokens(model, case, prompt, NEW_TOKENS)
+    reference = run_reference(model, case, batches)
+    return Known(folder, config, reference, (prompt.tokens[0].tolist(), prompt.images.numpy()), tokens, margins)
+
+
+def run_ours(known: Known, layout: str, pools: Any, **options: Any) -> list[Ours]:
+    config = apply(recipe(known.folder), layout)
+    return pools(LAYOUTS[layout][0]).run(compare_run, config, known.prompt, NEW_TOKENS, *options.values(), timeout=240)
+
+
+def by_their_names(known: Known, ranks: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Tensors of all ranks under the names of `state_dict`, which is one of the spellings that are read."""
+    family = family_of(HFFolder(known.folder).config, known.folder)
+    found: dict[str, torch.Tensor] = {}
+    for name in ("vision", "projector", "llm"):
+        part = getattr(known.config.model, name)
+        if not isinstance(part, FamilyConfig):
+            continue
+        names = family.name_map(name, part)
+        for rank in ranks:
+            for key, value in rank.items():
+                if key.startswith(f"{name}."):
+                    own = key.removeprefix(f"{name}.")
+                    parts = names.to_hf({own: torch.from_numpy(value)})
+                    for tensor, spellings in zip(parts.values(), names.sources(own), strict=True):
+                        theirs = next(s for s in spellings if s in known.reference.weights)
+                        found[theirs] = tensor
+    return found
+
+
+def problems(known: Known, ranks: list[Ours]) -> list[str]:
+    """Everything that differs by more than it may."""
+    reference, found = known.reference, []
+    logits = {name: value for rank in ranks for name, value in rank.logits.items()}
+    for number, expected in enumerate(reference.logits):
+        error = np.abs(logits[str(number)] - expected.numpy()).max()
+        found += [f"logits of sample {number}: {error:.1e}"] if error > 1e-4 else []
+    trained = ranks[0].trained
+    assert trained is not None
+    pairs = list(zip(trained.losses, reference.losses, strict=True))
+    found += [f"first loss: {pairs[0]}"] if abs(pairs[0][0] - pairs[0][1]) > 1e-5 else []
+    found += [f"losses: {pairs}"] if any(abs(a - b) > 1e-4 for a, b in pairs) else []
+    gradients = by_their_names(known, [rank.trained.gradients for rank in ranks if rank.trained])
+    found += [f"gradient of {n}: never compared" for n in reference.gradients if n not in gradients]
+    total = torch.stack([gradient.norm() for gradient in reference.gradients.values()]).norm()
+    for name, expected in reference.gradients.items():
+        if name in gradients:
+            difference = (gradients[name].view_as(expected) - expected).norm()
+            error = float(difference / max(expected.norm(), 1e-4 * total))
+            found += [f"gradient of {name}: {error:.1e}"] if error > 1e-3 else []
+    weights = by_their_names(known, [rank.trained.parameters for rank in ranks if rank.trained])
+    for name, value in weights.items():
+        error = float((value.view_as(reference.weights[name]) - reference.weights[name]).abs().max())
+        found += [f"weights of {name} after {STEPS} steps: {error:.1e}"] if error > 1e-4 else []
+    certain = next((i for i, margin in enumerate(known.margins) if margin < 1e-3), NEW_TOKENS)
+    if ranks[0].tokens[:certain] != known.tokens[:certain]:
+        found.append(f"greedy tokens {ranks[0].tokens} instead of {known.tokens}")
+    return found
+
+
+def _pairs() -> list[tuple[str, str]]:
+    return [
+        (name, layout) for layout in LAYOUTS for name in CASES if name.startswith("llava") or layout not in NEEDS_VISION
+    ]
+
+
+@pytest.mark.parametrize(("name", "layout"), _pairs())
+def test_family_equals_transformers(name: str, layout: str, known: Any, rank_pool: Any) -> None:
+    case = known(name)
+    ranks = run_ours(case, layout, rank_pool)
+    assert not problems(case, ranks)
+    stored = HFFolder(case.folder)
+    family = family_of(stored.config, case.folder)
+    for part in ("vision", "projector", "llm"):
+        component = getattr(case.config.model, part)
+        if not isinstance(component, FamilyConfig):
+            continue
+        names = family.name_map(part, component)
+        own = {k.removeprefix(f"{part}."): v for rank in ranks for k, v in rank.imported.items() if k.startswith(part)}
+        for tensor_name, tensor in names.to_hf({k: torch.from_numpy(v) for k, v in own.items()}).items():
+            assert torch.equal(tensor, stored.read(tensor_name)), tensor_name
+
+
+def test_a_permuted_weight_is_seen(known: Any, rank_pool: Any) -> None:
+    case = known("llama")
+    found = problems(case, run_ours(case, "one process", rank_pool, swap=True))
+    assert any(line.startswith("logits") for line in found)
+    assert any(line.startswith("gradient") for line in found)
