@@ -59,20 +59,18 @@ def run(argv: Sequence[str]) -> int:
 
 def _job(config: Config, args: Namespace) -> Job:
     from loongforge.cli.data_recipe import batch_shape, recipe_layout, recipe_processor
-    from loongforge.components.vision.base import VisionConfig
     from loongforge.data.offline.budget import Budget
     from loongforge.data.offline.job import make_job
     from loongforge.model.checks import micro_batch_tokens
 
-    layout, vision = recipe_layout(config), config.model.vision
+    layout = recipe_layout(config)
     if args.tokens is None and layout is None:
         raise UserError("the recipe does not fit launcher.nproc, so there is no micro-batch to pack for; give --tokens")
     tokens = args.tokens if layout is None or args.tokens else micro_batch_tokens(config, layout)
-    patches = vision.num_patches if isinstance(vision, VisionConfig) else 1
     return make_job(
         config.data,
         recipe_processor(config),
-        Budget(tokens, args.patches, patches),
+        Budget(tokens, args.patches),
         seed=config.trainer.seed,
         samples=args.samples,
         window=args.window,

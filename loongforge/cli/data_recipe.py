@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
@@ -19,14 +20,14 @@ def recipe_processor(config: Config) -> SampleProcessor:
         UserError: tokenizer or data set that cannot be had.
     """
     from loongforge.data import builtin
-    from loongforge.data.processing import build_processor
-    from loongforge.model.flops import image_tokens
+    from loongforge.data.build import build_processor
 
-    vision, llm = config.model.vision, config.model.llm
+    vision, projector, llm = config.model.vision, config.model.projector, config.model.llm
     assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
+    assert projector is None or isinstance(projector, ProjectorConfig)
     if config.data.builtin is not None:
         builtin.build(config.data.builtin, config.data.dir)
-    return build_processor(config.data, vision, llm, num_image_tokens=image_tokens(config.model))
+    return build_processor(config.data, vision, llm, projector=projector)
 
 
 def recipe_layout(config: Config) -> Layout | None:
@@ -78,7 +79,7 @@ def first_loads(config: Config, *, steps: int) -> list[list[tuple[str, Load]]]:
         good = [(place, meta) for place in places if (meta := table.get(*place)).problem is None]
         found.append(
             [
-                (sources[source].load(index).id, Load(meta.text_tokens, tuple(processor.units(meta.image_sizes))))
+                (sources[source].load(index).id, Load(meta.text_tokens, tuple(processor.images(meta.image_sizes))))
                 for (source, index), meta in good
             ]
         )

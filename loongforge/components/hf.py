@@ -25,7 +25,7 @@ def _same(tensor: torch.Tensor) -> Tensors:
 
 @dataclass(frozen=True)
 class Rule:
-    """One parameter of ours and its counterpart; `{i}` stands for the layer index in both."""
+    """One parameter of ours and its counterpart; `{i}` stands for the layer index in both, `{e}` for an expert's."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -46,7 +46,7 @@ class Rule:
 
     def match(self, name: str) -> dict[str, str] | None:
         """The layer index, where `name` is a parameter of this rule."""
-        pattern = re.escape(self.ours).replace(re.escape("{i}"), r"(?P<i>\d+)")
+        pattern = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(self.ours))
         found = re.fullmatch(pattern, name)
         return found.groupdict() if found else None
 

@@ -30,6 +30,8 @@ _TYPES: dict[str, dict[str, str | type]] = {
         "siglip_vit": "loongforge.components.vision.vit.config:SiglipViTConfig",
         "internvit": "loongforge.components.vision.vit.internvit:InternViTConfig",
         "dinov2": "loongforge.components.vision.vit.dinov2:Dinov2Config",
+        "qwen2_vit": "loongforge.components.vision.qwen_vl.config:Qwen2ViTConfig",
+        "qwen2_5_vit": "loongforge.components.vision.qwen_vl.config:Qwen25ViTConfig",
     },
     "projector": {
         "linear": "loongforge.components.projector.mlp.config:LinearConfig",
@@ -38,8 +40,17 @@ _TYPES: dict[str, dict[str, str | type]] = {
         "perceiver": "loongforge.components.projector.perceiver.config:PerceiverConfig",
         "resampler": "loongforge.components.projector.perceiver.config:ResamplerConfig",
         "vit": "loongforge.components.projector.vit_layer.config:ViTLayerConfig",
+        "patch_merger": "loongforge.components.projector.patch_merger.config:PatchMergerConfig",
     },
-    "llm": {"llama": "loongforge.components.llm.llama.config:LlamaConfig"},
+    "llm": {
+        "llama": "loongforge.components.llm.llama.config:LlamaConfig",
+        "mistral": "loongforge.components.llm.llama.families:MistralConfig",
+        "qwen2_vl_text": "loongforge.components.llm.llama.qwen_vl:Qwen2VLTextConfig",
+        "qwen2_5_vl_text": "loongforge.components.llm.llama.qwen_vl:Qwen25VLTextConfig",
+        "qwen2": "loongforge.components.llm.llama.families:Qwen2Config",
+        "qwen3": "loongforge.components.llm.llama.families:Qwen3Config",
+        "qwen3_moe": "loongforge.components.llm.llama.qwen3_moe:Qwen3MoeConfig",
+    },
 }
 
 T = TypeVar("T", bound=type)

@@ -40,7 +40,7 @@ class ParallelConfig:
     cp: int = 1
     """Context-parallel size: ranks that divide the sequence (LLM only)."""
     ep: int = 1
-    """Expert-parallel size."""
+    """Expert-parallel size: ranks of the `cp` x `dp` that divide the experts of each layer (LLM with experts only)."""
     dp: int | None = None
     """Data-parallel size; null: follows from the number of processes."""
     sequence_parallel: bool = False
@@ -152,7 +152,10 @@ class DataConfig:
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's chat template."""
     image_token: str = "<image>"
-    """Placeholder of an image in messages, and the token that image features replace."""
+    """The token that image features replace."""
+    placeholder: str | None = None
+    """What stands for an image in the text of messages; null: `image_token`. With a placeholder of its own the chat
+    template writes what it writes around images (`<image>` for Qwen2-VL, whose token is `<|image_pad|>`)."""
     max_tiles: int = 1
     """Above 1: an image is cut into at most so many tiles of the encoder's size, in the grid nearest to its aspect
     ratio (as InternVL does), so that large images keep their detail. A tile takes as many tokens as an image."""

@@ -9,6 +9,7 @@ from zlib import crc32
 import numpy as np
 
 from loongforge.data.balance import BatchMetadata, CostModel, pack, plan
+from loongforge.parallel.images import ImageShape, sizes, total
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,18 @@ class Load:
     """What is to be known of a sample."""
 
     text_tokens: int
-    units: tuple[int, ...] = ()
-    """Images that the encoder sees of each of its images: tiles."""
+    images: tuple[tuple[ImageShape, ...], ...] = ()
+    """What the encoder sees of each of its images: tiles."""
+
+    @property
+    def shapes(self) -> list[ImageShape]:
+        """Of all that the encoder sees."""
+        return [shape for tiles in self.images for shape in tiles]
+
+    @property
+    def tokens(self) -> int:
+        """With those of its images."""
+        return self.text_tokens + total(self.shapes, "tokens")
 
 
 @dataclass(frozen=True)
@@ -30,10 +41,6 @@ class Rules:
     """Replicas of the vision encoder; 0 without one."""
     token_budget: int
     """Tokens of a micro-batch at most."""
-    image_tokens: int = 0
-    """LLM tokens of an image that the encoder sees."""
-    patches: int = 1
-    """Its patches."""
     mode: str = "none"
     """See `BalanceConfig.mode`."""
     objective: str = "one_barrier"
@@ -48,10 +55,6 @@ class Rules:
         if self.patch_cap is None or not 0 < self.encoders < self.replicas:
             return self.patch_cap
         return self.patch_cap * self.encoders // self.replicas
-
-    def length(self, sample: Load) -> int:
-        """Tokens of a sample, those of its images included."""
-        return sample.text_tokens + sum(sample.units) * self.image_tokens
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,11 @@ def arrange(samples: Sequence[Load], rules: Rules) -> Arrangement:
     Raises:
         ValueError: a sample alone exceeds a cap.
     """
-    counts = np.array([sum(load.units) for load in samples], np.int64)
-    lengths = np.array([rules.length(load) for load in samples], np.int64)
+    lengths = np.array([load.tokens for load in samples], np.int64)
     if rules.mode == "none":
-        return Arrangement(_spread(lengths, counts * rules.patches, rules), None)
-    return _planned(samples, lengths, counts, rules)
+        patches = np.array([total(load.shapes, "patches") for load in samples], np.int64)
+        return Arrangement(_spread(lengths, patches, rules), None)
+    return _planned(samples, lengths, rules)
 
 
 def _spread(lengths: np.ndarray, patches: np.ndarray, rules: Rules) -> list[list[list[int]]]:
@@ -107,14 +110,14 @@ def _half(packs: list[list[int]]) -> list[int]:
     return taken
 
 
-def _planned(samples: Sequence[Load], lengths: np.ndarray, counts: np.ndarray, rules: Rules) -> Arrangement:
-    units = np.array([number for load in samples for number in load.units], np.int64)
+def _planned(samples: Sequence[Load], lengths: np.ndarray, rules: Rules) -> Arrangement:
+    images = [tiles for load in samples for tiles in load.images]
     metadata = BatchMetadata(
         text_tokens=np.array([load.text_tokens for load in samples], np.int64),
-        image_offsets=np.cumsum([0, *(len(load.units) for load in samples)]),
-        image_units=units,
-        patches_per_unit=np.full(len(units), rules.patches, np.int64),
-        image_tokens=units * rules.image_tokens,
+        image_offsets=np.cumsum([0, *(len(load.images) for load in samples)]),
+        image_units=np.array([len(tiles) for tiles in images], np.int64),
+        patches_per_unit=np.array([tiles[0].patches for tiles in images], np.int64),
+        image_tokens=np.array([total(tiles, "tokens") for tiles in images], np.int64),
     )
     number = -(-int(lengths.sum()) // (rules.replicas * rules.token_budget))
     while True:
@@ -139,18 +142,21 @@ def _planned(samples: Sequence[Load], lengths: np.ndarray, counts: np.ndarray, r
     if rules.mode != "full" or not rules.encoders:
         return Arrangement(cells, None)
     if found.encoder_rank is not None and rules.encoders == rules.replicas:
+        counts = [len(load.shapes) for load in samples]
         return Arrangement(cells, np.split(found.encoder_rank.astype(np.int64), np.cumsum(counts)[:-1]))
-    return Arrangement(cells, _even_encoders(cells, counts, rules.encoders))
+    patches = [sizes(load.shapes, "patches") for load in samples]
+    return Arrangement(cells, _even_encoders(cells, patches, rules.encoders))
 
 
-def _even_encoders(cells: list[list[list[int]]], counts: np.ndarray, encoders: int) -> list[np.ndarray]:
-    """Images of each micro-batch in even runs, in the order of replicas, so that most are encoded near their sample."""
-    found = [np.zeros(count, np.int64) for count in counts.tolist()]
+def _even_encoders(cells: list[list[list[int]]], patches: list[np.ndarray], encoders: int) -> list[np.ndarray]:
+    """Images of each micro-batch in runs of as many patches, in the order of replicas, so that most are encoded near
+    their sample."""
+    found = [np.zeros(len(part), np.int64) for part in patches]
     for micro_batch in range(len(cells[0])):
         order = [sample for row in cells for sample in row[micro_batch]]
-        total, before = int(counts[order].sum()), 0
+        whole, before = sum(int(patches[sample].sum()) for sample in order), 0
         for sample in order:
-            places = np.arange(before, before + counts[sample])
-            found[sample] = places * encoders // max(total, 1)
-            before += int(counts[sample])
+            starts = before + np.cumsum(patches[sample]) - patches[sample]
+            found[sample] = starts * encoders // max(whole, 1)
+            before += int(patches[sample].sum())
     return found

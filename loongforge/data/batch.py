@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loongforge.config.errors import UserError
+from loongforge.parallel.images import ImageShape, Shapes
 from loongforge.parallel.routes import ImagePlan
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class Batch:
     labels: torch.Tensor
     """int64 [B, S]; labels[b, t] is the target of position t (already shifted), -100 = no loss."""
     images: torch.Tensor
-    """float32 [N, 3, H, W], in order of appearance in the batch; N may be 0."""
+    """float32 [N, 3, H, W], in order of appearance in the batch; N may be 0. With `shapes`: their rows of pixels."""
     lengths: torch.Tensor
     """int64 [B], real tokens of each row."""
     ids: list[str]
@@ -38,11 +40,23 @@ class Batch:
     """int32 [D + 1], from 0 to S: borders of the documents of a packed row (B is 1 then); None: a row is a document."""
     image_plan: ImagePlan | None = None
     """Which images of the micro-batch `images` holds, and who encodes them; None: all, in even shares."""
+    shapes: Shapes | None = None
+    """Of all images of the micro-batch, read by this rank or not; None: they are of the encoder's one size."""
 
     @property
     def num_images(self) -> int:
         """Images of the micro-batch, read by this rank or not."""
-        return len(self.images) if self.image_plan is None else self.image_plan.total
+        if self.image_plan is not None:
+            return self.image_plan.total
+        return len(self.images) if self.shapes is None else len(self.shapes)
+
+    @property
+    def held_patches(self) -> int:
+        """Patches of the images that this rank has read; where all are of one size, their number."""
+        if self.shapes is None:
+            return len(self.images)
+        held = range(len(self.shapes)) if self.image_plan is None else self.image_plan.held
+        return sum(self.shapes[number].patches for number in held)
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,13 @@ def collate(
         lengths=torch.from_numpy(lengths),
         ids=[sample.id for sample in samples] + [""] * (rows - len(samples)),
         image_plan=image_plan,
+        shapes=shapes_of(samples, processor),
     )
+
+
+def shapes_of(samples: Sequence[ProcessedSample], processor: SampleProcessor) -> list[ImageShape] | None:
+    """Of all images of a micro-batch; None where the encoder takes one size only."""
+    return [shape for sample in samples for shape in sample.shapes] if processor.any_size else None
 
 
 def padded_length(samples: list[ProcessedSample], multiple: int) -> int:

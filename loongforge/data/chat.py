@@ -68,6 +68,23 @@ def count_placeholders(messages: list[Message], image_token: str) -> int:
     return sum(counts)
 
 
+def refuse_in_text(messages: list[Message], image_token: str) -> None:
+    """Where images have a placeholder of their own, their token may not be typed.
+
+    Raises:
+        SampleError: it is.
+    """
+    for i, message in enumerate(messages):
+        content = message["content"]
+        texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+        if any(image_token in text for text in texts):
+            raise SampleError(
+                f"message {i} holds the characters '{image_token}', which the tokenizer cannot tell from an image; "
+                "reword it",
+                problem="image_token_in_text",
+            )
+
+
 def _placeholders(number: int, content: Any, image_token: str) -> int:
     if isinstance(content, str):
         return content.count(image_token)
@@ -93,6 +110,20 @@ def _placeholders(number: int, content: Any, image_token: str) -> int:
     return sum(part["type"] == "image" for part in content)
 
 
+def spell_images(messages: list[Message], template: str, placeholder: str, image_token: str) -> list[Message]:
+    """The same messages, images in them as the template reads them: parts, or else its token in place of ours."""
+    if placeholder == image_token:
+        return messages
+    if _READS_PARTS.search(template) is None:
+        return [{**message, "content": _replaced(message["content"], placeholder, image_token)} for message in messages]
+    keep = _READS_STRINGS.search(template) is not None  # such templates write no line break behind an image
+    return [{**message, "content": _as_parts(message["content"], placeholder, keep)} for message in messages]
+
+
+def _replaced(content: Any, placeholder: str, image_token: str) -> Any:
+    return content.replace(placeholder, image_token) if isinstance(content, str) else content
+
+
 def fit_template(messages: list[Message], template: str, image_token: str) -> list[Message]:
     """The messages in the form that the template reads: unchanged where it reads both strings and parts."""
     if _READS_PARTS.search(template) is None:
@@ -109,12 +140,12 @@ def _as_string(content: Any, image_token: str) -> str:
     return "".join(part["text"] if part["type"] == "text" else f"{image_token}\n" for part in content)
 
 
-def _as_parts(content: Any, image_token: str) -> list[dict[str, str]]:
+def _as_parts(content: Any, image_token: str, keep_break: bool = False) -> list[dict[str, str]]:
     """The line break after a placeholder belongs to it, as in LLaVA's data; templates write their own."""
     if not isinstance(content, str):
         return content
     first, *rest = content.split(image_token)
     parts = [{"type": "text", "text": first}]
     for text in rest:
-        parts += [{"type": "image"}, {"type": "text", "text": text.removeprefix("\n")}]
+        parts += [{"type": "image"}, {"type": "text", "text": text if keep_break else text.removeprefix("\n")}]
     return [part for part in parts if part["type"] == "image" or part["text"]]

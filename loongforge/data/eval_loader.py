@@ -9,12 +9,13 @@ import numpy as np
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import DataConfig
-from loongforge.data.batch import BadSample, Batch, collate, padded_length
+from loongforge.data.batch import BadSample, Batch, collate, padded_length, shapes_of
 from loongforge.data.fetch import BadSampleError, SampleFetcher
 from loongforge.data.processed import ProcessedSample
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample, SampleError
 from loongforge.data.sources import open_sources
+from loongforge.parallel.images import ImageShape
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Example:
     prompt: list[int]
     """Token ids to continue, image tokens expanded."""
     images: np.ndarray
-    """float32 [N, 3, H, W]."""
+    """float32 [N, 3, H, W]; where images keep their size, their rows of pixels."""
+    shapes: list[ImageShape] | None = None
+    """Of the images; None: they are of the encoder's one size."""
 
 
 class EvalLoader:
@@ -108,11 +111,12 @@ class EvalLoader:
             return self._continuation(raw, sample)
         *prompt, answer = raw.messages
         try:
-            ids = self.processor.render_prompt(prompt, sample.units)
+            ids = self.processor.render_prompt(prompt, sample.images)
         except SampleError:  # a sample that `data.too_long=truncate_text` has cut
             return None
         pixels = self.processor.normalise(sample.pixels)
-        return Example(raw.id, _plain(prompt[-1]["content"]), _plain(answer["content"]), ids, pixels)
+        question, reference = (_plain(message["content"]) for message in (prompt[-1], answer))
+        return Example(raw.id, question, reference, ids, pixels, shapes_of([sample], self.processor))
 
     def _continuation(self, raw: RawSample, sample: ProcessedSample) -> Example:
         """Raw text: its first half is the question, the second the answer."""

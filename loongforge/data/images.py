@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from loongforge.data.sample import SampleError
+from loongforge.parallel.images import ImageShape
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own limit for a warning)."""
@@ -28,6 +29,9 @@ _TURNED_IN_PNG = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # where a
 
 class ImageProcessor:
     """Decodes, resizes (bicubic), scales to [0, 1] and normalises an image."""
+
+    any_size = False
+    """Whether an image keeps its size, so that its number of tokens is its own; see `AnySizeImageProcessor`."""
 
     def __init__(
         self,
@@ -55,6 +59,10 @@ class ImageProcessor:
         means, stds = np.array(mean, np.float32), np.array(std, np.float32)
         self._table = (scaled - means[:, None]) / stds[:, None]  # [3, 256]: the result for each value of a pixel
 
+    def description(self) -> list[object]:
+        """What decides how many tokens an image has, for index files."""
+        return [self.image_size, self.resize, self.max_tiles, self.thumbnail]
+
     def size(self, content: bytes) -> tuple[int, int]:
         """Width and height of an encoded image, turned upright, from its header.
 
@@ -69,6 +77,10 @@ class ImageProcessor:
         columns, rows = tile_grid(width, height, self.image_size, self.max_tiles)
         return columns * rows + int(self.thumbnail and columns * rows > 1)
 
+    def shapes(self, width: int, height: int, tile: ImageShape) -> tuple[ImageShape, ...]:
+        """What the encoder sees of an image of this size, where it sees tiles of one size."""
+        return (tile,) * self.units(width, height)
+
     def tiles(self, content: bytes) -> list[np.ndarray]:
         """What the encoder sees of an image: uint8 `[image_size, image_size, 3]` each, row by row, the thumbnail last.
 
@@ -78,7 +90,7 @@ class ImageProcessor:
         if self.max_tiles == 1:
             return [self.pixels(content)]
         with self._open(content) as image:
-            upright = _rgb(ImageOps.exif_transpose(image))
+            upright = to_rgb(ImageOps.exif_transpose(image))
         size = self.image_size
         columns, rows = tile_grid(*upright.size, size, self.max_tiles)
         whole = np.asarray(upright.resize((columns * size, rows * size), Image.Resampling.BICUBIC))
@@ -94,7 +106,7 @@ class ImageProcessor:
             SampleError: it cannot be decoded, or is too large.
         """
         with self._open(content) as image:
-            upright = _rgb(ImageOps.exif_transpose(image))
+            upright = to_rgb(ImageOps.exif_transpose(image))
         return np.asarray(self._resized(upright))
 
     def normalise(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
@@ -155,8 +167,8 @@ def tile_grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
     return best
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Transparent parts become white."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Three channels; transparent parts become white."""
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     image = image.convert("RGBA")

@@ -34,12 +34,11 @@ def fingerprint(processor: SampleProcessor) -> dict[str, Any]:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
         _vocabularies[tokenizer] = _hash(f"{vocabulary} {tokenizer.bos_token_id} {tokenizer.eos_token_id}")
-    size = [images.image_size, images.resize, images.max_tiles, images.thumbnail] if images is not None else None
     return {
         "tokenizer": _vocabularies[tokenizer],
         "chat template": _hash(str(tokenizer.chat_template)),
-        "image token": [processor.image_token, processor.num_image_tokens],
-        "image size": size,
+        "image token": [processor.image_token, processor.placeholder, processor.num_image_tokens],
+        "image size": images.description() if images is not None else None,
         "longest sample": [processor.max_length, processor.too_long],
         "data.max_sample_bytes": processor.max_sample_bytes,
     }

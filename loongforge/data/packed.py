@@ -10,7 +10,7 @@ import numpy as np
 from loongforge.config.errors import UserError
 from loongforge.data.arrange import Arrangement, Load, Rules, arrange
 from loongforge.data.balance import CostModel
-from loongforge.data.batch import IGNORE, BadSample, Batch, StepData, targets
+from loongforge.data.batch import IGNORE, BadSample, Batch, StepData, shapes_of, targets
 from loongforge.data.fetch import SampleFetcher
 from loongforge.data.metadata import MetadataTable
 from loongforge.data.part import Part, of_each
@@ -75,13 +75,13 @@ class PackedSteps:
         if meta.problem is not None:
             self.fetcher.fetch(source, index)  # says which sample it is
             raise UserError(f"{self.fetcher.sources[source].locate(index)} has changed since it was indexed")
-        units = self.fetcher.processor.units(meta.image_sizes)
-        return Slot(source, index, Load(meta.text_tokens, tuple(units)))
+        images = self.fetcher.processor.images(meta.image_sizes)
+        return Slot(source, index, Load(meta.text_tokens, tuple(images)))
 
     def _replica(self, slots: Sequence[Slot], arrangement: Arrangement, replica: int) -> list[Batch]:
         cells = arrangement.cells[replica]
         plans = self._image_plans(slots, arrangement, replica)
-        lengths = [sum(self.rules.length(slots[number].load) for number in cell) for cell in cells]
+        lengths = [sum(slots[number].load.tokens for number in cell) for cell in cells]
         multiple = self.part.layout.sequence_multiple
         if self.part.layout.llm.pp > 1:  # pipeline stages exchange rows of one length
             lengths = [max(lengths)] * len(cells)
@@ -93,17 +93,17 @@ class PackedSteps:
     def _image_plans(self, slots: Sequence[Slot], arrangement: Arrangement, replica: int) -> list[ImagePlan]:
         """For each micro-batch: its images, and those that this rank encodes."""
         cells, encoder = arrangement.cells[replica], self.part.encoder
-        counts = [sum(sum(slots[number].load.units) for number in cell) for cell in cells]
+        shapes = [[shape for number in cell for shape in slots[number].load.shapes] for cell in cells]
         if arrangement.encoders is not None:
             plans = [
                 np.concatenate([np.zeros(0, np.int64), *(arrangement.encoders[n] for n in cell)]) for cell in cells
             ]
             return [ImagePlan(len(plan), np.flatnonzero(plan == encoder), plan) for plan in plans]
-        shares = self.part.shares(counts, replica)
-        return [ImagePlan(count, share) for count, share in zip(counts, shares, strict=True)]
+        shares = self.part.shares(shapes, replica, any_size=self.fetcher.processor.any_size)
+        return [ImagePlan(len(images), share) for images, share in zip(shapes, shares, strict=True)]
 
     def _row(self, slots: Sequence[Slot], plan: ImagePlan, length: int) -> Batch:
-        wanted = of_each(plan.held, [sum(slot.load.units) for slot in slots])
+        wanted = of_each(plan.held, [len(slot.load.shapes) for slot in slots])
         samples = [
             self.fetcher.fetch_good(slot.source, slot.index, only) for slot, only in zip(slots, wanted, strict=True)
         ]
@@ -139,4 +139,5 @@ def packed_row(samples: Sequence[ProcessedSample], fetcher: SampleFetcher, plan:
         ids=[name for sample in samples for name in sample.names or (sample.id,)],
         cu_seqlens=torch.tensor(borders if used == length else [*borders, length], dtype=torch.int32),
         image_plan=plan,
+        shapes=shapes_of(samples, processor),
     )

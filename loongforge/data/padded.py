@@ -75,9 +75,11 @@ class PaddedSteps:
     def _image_plans(self, groups: Sequence[Sequence[_Read]], replica: int) -> list[ImagePlan | None]:
         if self.part is None:
             return [None] * len(groups)
-        counts = [sum(read.sample.num_units for read in group) for group in groups]
-        held = [np.arange(n) for n in counts] if self._reads_all else self.part.shares(counts, replica)
-        return [ImagePlan(count, share) for count, share in zip(counts, held, strict=True)]
+        shapes = [[shape for read in group for shape in read.sample.shapes] for group in groups]
+        if self._reads_all:
+            return [ImagePlan(len(images), np.arange(len(images))) for images in shapes]
+        held = self.part.shares(shapes, replica, any_size=self.fetcher.processor.any_size)
+        return [ImagePlan(len(images), share) for images, share in zip(shapes, held, strict=True)]
 
     def _with_images(self, group: Sequence[_Read], plan: ImagePlan | None) -> list[ProcessedSample]:
         if plan is None or self._reads_all:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from loongforge.parallel.images import Shapes, sizes
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.routes import image_shares
 
@@ -37,16 +38,23 @@ class Part:
             return list(range(self.layout.dp))
         return list(self.layout.replicas(self.rank))
 
-    def shares(self, counts: Sequence[int], replica: int) -> list[np.ndarray]:
-        """Images of each micro-batch of an LLM replica that the rank encodes, where each window's are shared evenly."""
-        encoder, window = self.encoder, self.window(len(counts))
+    def shares(self, images: Sequence[Shapes], replica: int, *, any_size: bool = False) -> list[np.ndarray]:
+        """Images of each micro-batch of an LLM replica that the rank encodes, where each window's are shared evenly.
+
+        Args:
+            images: Of each micro-batch.
+            replica: Of the LLM.
+            any_size: What is shared evenly are patches, not images.
+        """
+        encoder, window = self.encoder, self.window(len(images))
         found: list[np.ndarray] = []
         if encoder is None or replica not in self.layout.served("vision", encoder):
-            return [np.zeros(0, np.int64)] * len(counts)
-        for first in range(0, len(counts), window):
-            inside = counts[first : first + window]
-            share = image_shares(self.layout, "vision", replica, sum(inside)).get(encoder, range(0))
-            borders = np.cumsum([0, *inside]).tolist()
+            return [np.zeros(0, np.int64)] * len(images)
+        for first in range(0, len(images), window):
+            inside = images[first : first + window]
+            patches = np.concatenate([sizes(part, "patches") for part in inside]) if any_size else None
+            borders = np.cumsum([0, *map(len, inside)]).tolist()
+            share = image_shares(self.layout, "vision", replica, borders[-1], patches).get(encoder, range(0))
             for low, high in pairwise(borders):
                 found.append(np.arange(max(low, share.start), min(high, share.stop), dtype=np.int64) - low)
         return found

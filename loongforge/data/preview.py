@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from loongforge.data.processed import ProcessedSample
+from loongforge.data.processed import ProcessedSample, num_tokens
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample
 
@@ -138,7 +138,7 @@ def _roles_in(pieces: list[Piece], processor: SampleProcessor, raw: RawSample) -
 def _image_spans(sample: ProcessedSample, processor: SampleProcessor) -> list[tuple[int, int]]:
     """Neighbouring images are told apart by their lengths."""
     positions = np.flatnonzero(sample.ids == processor.image_token_id)
-    lengths = [units * processor.num_image_tokens for units in sample.units]
+    lengths = [num_tokens(tiles) for tiles in sample.images]
     firsts = np.cumsum([0, *lengths[:-1]])
     return (
         [(int(start), int(start) + length) for start, length in zip(positions[firsts], lengths, strict=True)]

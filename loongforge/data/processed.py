@@ -9,6 +9,15 @@ from itertools import pairwise
 import numpy as np
 
 from loongforge.data.sample import RawSample
+from loongforge.parallel.images import ImageShape
+
+Tiles = tuple[ImageShape, ...]
+"""What the encoder sees of one image."""
+
+
+def num_tokens(tiles: Tiles) -> int:
+    """LLM tokens of an image."""
+    return sum(tile.tokens for tile in tiles)
 
 
 @dataclass(frozen=True)
@@ -24,12 +33,22 @@ class ProcessedSample:
     """uint8 [H, W, 3] each: resized, not yet normalised."""
     num_cut: int = 0
     """Text tokens left out because the sample was too long (`data.too_long: truncate_text`)."""
-    units: tuple[int, ...] = ()
-    """Images that the encoder sees of each image: its tiles, decoded or not."""
+    images: tuple[Tiles, ...] = ()
+    """What each image becomes, decoded or not."""
     names: tuple[str, ...] = ()
     """Ids of the documents of a packed row; empty: the sample is one document."""
     ends: tuple[int, ...] = ()
     """Where each of them ends; its first token is no target."""
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Images that the encoder sees of each image: its tiles."""
+        return tuple(map(len, self.images))
+
+    @property
+    def shapes(self) -> list[ImageShape]:
+        """Of all that the encoder sees."""
+        return [shape for tiles in self.images for shape in tiles]
 
     @property
     def num_units(self) -> int:
@@ -59,7 +78,7 @@ def documents(raw: RawSample, done: ProcessedSample) -> Iterator[tuple[RawSample
         yield raw, done
     first = 0
     for document, (start, end) in zip(raw.documents, pairwise((0, *done.ends)), strict=True):
-        units = done.units[first : first + len(document.images)]
-        first += len(units)
+        images = done.images[first : first + len(document.images)]
+        first += len(images)
         ids, learned = done.ids[start:end], done.learned[start:end]
-        yield document, ProcessedSample(document.id, ids, learned, num_cut=done.num_cut, units=units)
+        yield document, ProcessedSample(document.id, ids, learned, num_cut=done.num_cut, images=images)

@@ -14,7 +14,7 @@ from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
 from loongforge.data import builtin
 from loongforge.data.eval_loader import EvalLoader
-from loongforge.data.processing import SampleProcessor
+from loongforge.data.processing import SampleProcessor, Tiles
 from loongforge.data.sample import SampleError
 from loongforge.inference.generation import Prompt, greedy
 from loongforge.inference.scoring import gather_scores, score_batches, summarize
@@ -120,20 +120,22 @@ def _read(path: str) -> bytes:
 
 def _prompt(loaded: LoadedModel, prompt: str, contents: list[bytes], names: Sequence[str]) -> Prompt:
     processor = loaded.processor
-    lacking = max(0, len(contents) - prompt.count(processor.image_token))
-    content = f"{processor.image_token}\n" * lacking + prompt
+    lacking = max(0, len(contents) - prompt.count(processor.placeholder))
+    content = f"{processor.placeholder}\n" * lacking + prompt
     try:
-        tiles = [_tiles(processor, content, name) for content, name in zip(contents, names, strict=True)]
-        ids = processor.render_prompt([{"role": "user", "content": content}], [len(part) for part in tiles])
+        read = [_image(processor, content, name) for content, name in zip(contents, names, strict=True)]
+        images = [tiles for tiles, _ in read]
+        ids = processor.render_prompt([{"role": "user", "content": content}], images)
     except SampleError as error:
         raise UserError(f"--prompt: {error}") from error
-    return Prompt(ids, processor.normalise([tile for part in tiles for tile in part]))
+    shapes = [shape for tiles in images for shape in tiles] if processor.any_size else None
+    return Prompt(ids, processor.normalise([tile for _, pixels in read for tile in pixels]), shapes)
 
 
-def _tiles(processor: SampleProcessor, content: bytes, name: str) -> list[np.ndarray]:
+def _image(processor: SampleProcessor, content: bytes, name: str) -> tuple[Tiles, list[np.ndarray]]:
     if processor.image_processor is None:
-        return [np.zeros(0)]  # `render_prompt` says that the model takes no images
+        return (), []  # `render_prompt` says that the model takes no images
     try:
-        return processor.image_processor.tiles(content)
+        return processor.read_image(content)
     except SampleError as error:
         raise UserError(f"--image {name}: {error}") from error

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from loongforge.model.execution import Runner
+from loongforge.parallel.images import Shapes
 from loongforge.parallel.routes import ImagePlan
 from loongforge.parallel.session import gather_lists
 
@@ -20,7 +21,9 @@ class Prompt:
     ids: list[int]
     """Token ids, image tokens expanded."""
     images: np.ndarray
-    """float32 `[N, 3, H, W]`, in order of appearance; N may be 0."""
+    """float32 `[N, 3, H, W]`, in order of appearance; N may be 0. With `shapes`: their rows of pixels."""
+    shapes: Shapes | None = None
+    """Of the images; None: they are of the encoder's one size."""
 
 
 @dataclass
@@ -30,6 +33,7 @@ class _Inputs:
     images: torch.Tensor
     cu_seqlens: torch.Tensor | None = None
     image_plan: ImagePlan | None = None
+    shapes: Shapes | None = None
 
 
 def greedy(
@@ -69,6 +73,8 @@ class _Loop:
         self.prompt_lengths = [len(prompt.ids) for prompt in prompts]
         self.rows = [list(prompt.ids) for prompt in prompts]
         self.images = torch.from_numpy(np.concatenate([prompt.images for prompt in prompts])).to(runner.device)
+        known = [prompt.shapes for prompt in prompts if prompt.shapes is not None]
+        self.shapes = [shape for shapes in known for shape in shapes] if known else None
         layout = runner.groups.layout
         # where ranks divide the rows, a row that grew would move image tokens from rank to rank
         divided = layout.sequence_parallel or layout.llm.cp > 1
@@ -80,7 +86,7 @@ class _Loop:
         length = -(-max(self.shortest, *map(len, self.rows)) // multiple) * multiple
         tokens = torch.tensor([row + [self.eos_id] * (length - len(row)) for row in self.rows])
         tokens = tokens.to(self.runner.device)
-        return _Inputs(tokens, torch.full_like(tokens, -100), self.images)
+        return _Inputs(tokens, torch.full_like(tokens, -100), self.images, shapes=self.shapes)
 
     def run(self, image_rows: Sequence[torch.Tensor | None]) -> list[list[int]]:
         """Appends tokens until every row has ended; returns the new ones of each."""

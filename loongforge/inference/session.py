@@ -12,15 +12,16 @@ from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.checkpoint.hf_import import import_whole
 from loongforge.checkpoint.lifecycle import Checkpoint, resolve
 from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.schema import Config
-from loongforge.data.processing import SampleProcessor, build_processor
+from loongforge.data.build import build_processor
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.tokenizer import load_tokenizer
 from loongforge.kernels.backend import select
 from loongforge.model.assembly import build_model
 from loongforge.model.checks import check_model
 from loongforge.model.execution import Runner
-from loongforge.model.flops import image_tokens
 from loongforge.model.hf_weights import load_hf_weights
 from loongforge.model.weights import load_weights
 from loongforge.parallel.groups import make_groups
@@ -67,8 +68,9 @@ def loaded_model(config: Config, path: str) -> Iterator[LoadedModel]:
 
 def _processor(config: Config, checkpoint: Checkpoint) -> SampleProcessor:
     """The tokenizer is the checkpoint's own, so that one copied elsewhere still works."""
-    vision, llm = config.model.vision, config.model.llm
+    vision, projector, llm = config.model.vision, config.model.projector, config.model.llm
     assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
+    assert projector is None or isinstance(projector, ProjectorConfig)
     own = checkpoint.path / "tokenizer"
     tokenizer = load_tokenizer(own if own.is_dir() else checkpoint.path, config.data.chat_template)
-    return build_processor(config.data, vision, llm, tokenizer, num_image_tokens=image_tokens(config.model))
+    return build_processor(config.data, vision, llm, tokenizer, projector=projector)

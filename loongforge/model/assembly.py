@@ -16,6 +16,7 @@ from loongforge.components.trainable import trains, unmatched, unmatched_problem
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig, Config
+from loongforge.model.flops import differ_in_size
 from loongforge.model.vlm import ImageSpec, VisionLanguageModel
 from loongforge.parallel.groups import Groups
 
@@ -134,9 +135,10 @@ def image_spec(config: Config, image_token: int | None) -> ImageSpec | None:
     if image_token is None or not isinstance(vision, VisionConfig) or projector is None:
         return None
     assert isinstance(llm, LLMConfig)
+    tokens = vision.num_image_tokens
     return ImageSpec(
         token=image_token,
-        feature_shape=(vision.num_image_tokens, vision.output_size),
+        feature_shape=(vision.output_size,) if differ_in_size(config.model) else (tokens, vision.output_size),
         feature_dtype=_dtype(config, vision),
         row_size=llm.hidden_size,
         row_dtype=_dtype(config, llm),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from loongforge.model.vlm import ImageSpec, VisionLanguageModel
 from loongforge.model.windows import Window
 from loongforge.parallel.exchange import Delivery, Exchange, Rows
 from loongforge.parallel.groups import Groups
+from loongforge.parallel.images import ImageShape, total
 
 ByReplica = dict[int, torch.Tensor]
 
@@ -54,25 +55,30 @@ class ImageEncoder:
             inputs = arrived
         else:
             inputs, features = features, {}
-        return Encoded(window, self._project(inputs), features, arrived)
+        return Encoded(window, self._project(window, inputs), features, arrived)
 
     def _features(self, window: Window) -> ByReplica:
-        """`[n, P, width]` by LLM replica."""
+        """`[n, P, width]`, or `[features, width]` where images differ in size, by LLM replica."""
         model = self.model
         if model.vision is None:
             return {}
         pixels = window.pixels(self.groups.rank)
         if not pixels:
             return {}
+        shapes = window.shapes("vision", self.groups.rank)
         with contextlib.nullcontext() if self.spec.vision_trains else torch.no_grad():
-            features = model.vision(torch.cat(list(pixels.values()))).transpose(0, 1)
-        return dict(zip(pixels, features.split([len(part) for part in pixels.values()]), strict=True))
+            features = model.encode(_joined(pixels), None if shapes is None else _chain(shapes, pixels))
+        lengths = [len(part) if shapes is None else total(shapes[r], "features") for r, part in pixels.items()]
+        return dict(zip(pixels, features.split(lengths), strict=True))
 
-    def _project(self, inputs: ByReplica) -> ByReplica:
+    def _project(self, window: Window, inputs: ByReplica) -> ByReplica:
         if not inputs or self.model.projector is None:
             return {}
-        features = torch.cat(list(inputs.values()))
-        rows = self.model.project(features)  # [N, P, H]
+        shapes = window.shapes("projector", self.groups.rank)
+        if shapes is not None:
+            rows = self.model.project_any(_joined(inputs), _chain(shapes, inputs))  # [tokens, H]
+            return dict(zip(inputs, rows.split([total(shapes[r], "tokens") for r in inputs]), strict=True))
+        rows = self.model.project(_joined(inputs))  # [N, P, H]
         parts = rows.split([len(part) for part in inputs.values()])
         return {replica: part.flatten(0, 1) for replica, part in zip(inputs, parts, strict=True)}
 
@@ -99,6 +105,14 @@ class ImageEncoder:
         delivery = self.exchange.start("backward", ways, held, self.feature_rows)
         _backward(encoded.features, delivery.wait())
         delivery.sent()
+
+
+def _joined(parts: ByReplica) -> torch.Tensor:
+    return torch.cat(list(parts.values()))
+
+
+def _chain(shapes: Mapping[int, list[ImageShape]], replicas: Iterable[int]) -> list[ImageShape]:
+    return [shape for replica in replicas for shape in shapes[replica]]
 
 
 def _backward(outputs: ByReplica, grads: Mapping[int, torch.Tensor]) -> None:

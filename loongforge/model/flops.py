@@ -20,6 +20,11 @@ def image_tokens(model: ModelConfig) -> int:
     return projector.num_tokens(vision.num_image_tokens)
 
 
+def differ_in_size(model: ModelConfig) -> bool:
+    """Whether each image has a number of features of its own."""
+    return any(getattr(part, "any_size", False) for part in (model.vision,))
+
+
 def num_params(model: ModelConfig) -> dict[str, int]:
     """Parameters of each component, over all shards."""
     vision, projector, llm = model.vision, model.projector, model.llm

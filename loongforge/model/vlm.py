@@ -14,7 +14,9 @@ from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 
 from loongforge.components.transformer.sequence import SequenceView
+from loongforge.model.positions import grid_positions
 from loongforge.model.windows import Inputs
+from loongforge.parallel.images import Shapes
 from loongforge.parallel.routes import context_positions
 
 IGNORED = -100  # label of a position that is not learned
@@ -26,8 +28,8 @@ class ImageSpec:
 
     token: int
     """Id that image rows replace."""
-    feature_shape: tuple[int, int]
-    """`(P, width)` of what the vision encoder gives for an image."""
+    feature_shape: tuple[int, ...]
+    """`(P, width)` of what the vision encoder gives for an image; `(width,)` where images differ in size."""
     feature_dtype: torch.dtype
     row_size: int
     """H."""
@@ -41,8 +43,9 @@ class VisionLanguageModel(MegatronModule):
     """This rank's parts of the model. A part that lives on other ranks, or does not exist, is None.
 
     Args:
-        vision: `[N, 3, height, width]` -> `[P, N, width]`.
-        projector: `[P, N, width]` -> `[P, N, H]`.
+        vision: `[N, 3, height, width]` -> `[P, N, width]`; with `any_size`: rows of pixels and the images' shapes ->
+            `[features, width]`.
+        projector: `[P, N, width]` -> `[P', N, H]`; with `any_size` also: `[features, width]` and shapes -> rows.
         llm: Embedding, decoder and output layer (see `LlamaModel` for the methods used here).
         images: What images become; None for a text-only model.
     """
@@ -83,11 +86,36 @@ class VisionLanguageModel(MegatronModule):
         dtype = next((param.dtype for param in self.projector.parameters()), features.dtype)
         return self.projector(features.transpose(0, 1).to(dtype)).transpose(0, 1)
 
+    def encode(self, pixels: torch.Tensor, shapes: Shapes | None = None) -> torch.Tensor:
+        """Pixels -> features `[N, P, width]`; of images with shapes, one after another: `[features, width]`."""
+        assert self.vision is not None
+        if shapes is not None and getattr(self.vision, "any_size", False):
+            return self.vision(pixels, shapes)
+        features = self.vision(pixels).transpose(0, 1)
+        return features if shapes is None else features.flatten(0, 1)
+
+    def project_any(self, features: torch.Tensor, shapes: Shapes) -> torch.Tensor:
+        """Features `[features, width]` of images of any shape -> LLM embeddings `[tokens, H]`, image by image."""
+        assert self.projector is not None
+        if not getattr(self.projector, "any_size", False):
+            parts = features.split([shape.features for shape in shapes])
+            return torch.cat([self.project(part[None])[0] for part in parts])
+        dtype = next((param.dtype for param in self.projector.parameters()), features.dtype)
+        return self.projector(features.to(dtype), shapes)
+
     def view(self, batch: Inputs) -> SequenceView:
         """The positions of a micro-batch that this rank works on."""
+        positions, length = self._positions(batch), batch.tokens.shape[1]
+        if not batch.shapes or not self.llm.position_axes:
+            return SequenceView(positions, length, batch.cu_seqlens)
+        assert self.images is not None
+        borders = None if batch.cu_seqlens is None else batch.cu_seqlens.cpu().numpy()
+        axes = grid_positions((batch.tokens == self.images.token).cpu().numpy(), batch.shapes, borders)
+        return SequenceView(positions, length, batch.cu_seqlens, torch.from_numpy(axes).to(positions.device))
+
+    def _positions(self, batch: Inputs) -> torch.Tensor:
         length, group = batch.tokens.shape[1], self.llm.cp_group
-        positions = torch.from_numpy(context_positions(length, group.rank(), group.size())).to(batch.tokens.device)
-        return SequenceView(positions, length, batch.cu_seqlens)
+        return torch.from_numpy(context_positions(length, group.rank(), group.size())).to(batch.tokens.device)
 
     def embed(self, tokens: torch.Tensor, image_rows: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings `[S, B, H]` with image rows in the places of image tokens.
@@ -132,5 +160,5 @@ class VisionLanguageModel(MegatronModule):
 
     def losses(self, hidden: torch.Tensor, batch: Inputs) -> torch.Tensor:
         """Cross-entropy `[T]` of the labelled ones of this rank's positions, float32, in nats. Last stage only."""
-        logits, targets = self.label_logits(hidden, batch.labels[:, self.view(batch).positions])
+        logits, targets = self.label_logits(hidden, batch.labels[:, self._positions(batch)])
         return self.llm.token_losses(logits, targets)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from loongforge.parallel.grid import Grid
+from loongforge.parallel.images import ImageShape, Shapes, expand, sizes
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.routes import ImagePlan, Transfer, image_shares, plan_transfers, sequence_slice
 
@@ -23,11 +24,14 @@ class Inputs(Protocol):
     labels: torch.Tensor
     """int64 `[B, S]`: target of each position, or -100."""
     images: torch.Tensor
-    """float32 `[N, 3, height, width]`, in the order in which they appear."""
+    """float32 `[N, 3, height, width]`, in the order in which they appear; where they differ in size, one after another
+    along the first axis, with `ImageShape.pixels` rows each."""
     cu_seqlens: torch.Tensor | None
     """int32 `[D + 1]`: borders of the documents of a packed row (B is 1 then); None: every row is one document."""
     image_plan: ImagePlan | None
     """Which images `images` holds and who encodes them; None: all, in even shares."""
+    shapes: Shapes | None
+    """Of all its images, whoever holds them, in order of appearance; None: all are of the encoder's one size."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,13 @@ class ReplicaImages:
     def num_images(self) -> int:
         """Images of all its micro-batches."""
         return sum(map(_num_images, self.micro_batches))
+
+    @cached_property
+    def shapes(self) -> list[ImageShape] | None:
+        """Of all its images; None: they are alike."""
+        if all(batch.shapes is None for batch in self.micro_batches):
+            return None
+        return [shape for batch in self.micro_batches for shape in batch.shapes or ()]
 
     @cached_property
     def _places(self) -> list[np.ndarray]:
@@ -83,7 +94,8 @@ class ReplicaImages:
         assert grid is not None
         planned = self._encoders if grid == self.layout.vision else None
         if planned is None:
-            ranges = image_shares(self.layout, component, self.replica, self.num_images)
+            patches = None if self.shapes is None else sizes(self.shapes, "patches")
+            ranges = image_shares(self.layout, component, self.replica, self.num_images, patches)
             shares = {encoder: np.arange(share.start, share.stop) for encoder, share in ranges.items()}
         else:
             shares = {int(encoder): np.flatnonzero(planned == encoder) for encoder in np.unique(planned)}
@@ -101,14 +113,31 @@ class ReplicaImages:
         """Images whose pixels this rank has read, in the order in which they are stored."""
         parts, before = [], 0
         for batch in self.micro_batches:
-            held = np.arange(len(batch.images)) if batch.image_plan is None else batch.image_plan.held
+            held = np.arange(_num_images(batch)) if batch.image_plan is None else batch.image_plan.held
             parts.append(before + held)
             before += _num_images(batch)
         return np.concatenate(parts)
 
-    def _rows_of(self, images: np.ndarray) -> np.ndarray:
-        per_image = self.num_rows // self.num_images if self.num_images else 0
-        return (images[:, None] * per_image + np.arange(per_image)).ravel()
+    @cached_property
+    def _row_counts(self) -> np.ndarray:
+        """int64 `[images]`."""
+        if self.shapes is None:
+            return np.full(self.num_images, self.num_rows // max(1, self.num_images), np.int64)
+        counts = sizes(self.shapes, "tokens")
+        if counts.sum() != self.num_rows:
+            raise ValueError(f"{len(counts)} images of {counts.sum()} tokens, but {self.num_rows} image tokens")
+        return counts
+
+    def pixels(self, images: np.ndarray) -> torch.Tensor:
+        """Of some images, which this rank has read: `[n, 3, height, width]`, or their rows one after another."""
+        stored = torch.cat([batch.images for batch in self.micro_batches if len(batch.images)])
+        places = np.searchsorted(self.held, images)
+        assert np.array_equal(self.held[places], images), "an image that this rank is to encode was not read"
+        if len(places) == len(self.held):
+            return stored
+        if self.shapes is not None:
+            places = expand(places, sizes([self.shapes[i] for i in self.held], "pixels"))
+        return stored[torch.from_numpy(places)]
 
     @cached_property
     def to_llm(self) -> list[Transfer]:
@@ -122,7 +151,7 @@ class ReplicaImages:
 
     @cached_property
     def _made(self) -> dict[int, np.ndarray]:
-        return {rank: self._rows_of(images) for rank, images in self.encoded("projector").items()}
+        return {rank: expand(images, self._row_counts) for rank, images in self.encoded("projector").items()}
 
     @cached_property
     def _merged(self) -> dict[int, np.ndarray]:
@@ -136,13 +165,21 @@ class ReplicaImages:
         return found
 
     def between_encoders(self, *, back: bool) -> list[Transfer]:
-        """Features of whole images, from the vision encoder's ranks to the projector's; or their gradients back."""
+        """Features, from the vision encoder's ranks to the projector's; or their gradients back.
+
+        What travels is whole images where they are alike, else rows.
+        """
         ends = [self.encoded(name) for name in ("vision", "projector")]
+        if self.shapes is not None:
+            counts = sizes(self.shapes, "features")
+            ends = [{rank: expand(images, counts) for rank, images in end.items()} for end in ends]
         return plan_transfers(*(reversed(ends) if back else ends))
 
 
 def _num_images(batch: Inputs) -> int:
-    return len(batch.images) if batch.image_plan is None else batch.image_plan.total
+    if batch.image_plan is not None:
+        return batch.image_plan.total
+    return len(batch.images) if batch.shapes is None else len(batch.shapes)
 
 
 def _slice_key(grid: Grid, rank: int, sequence_parallel: bool) -> tuple[int, ...]:
@@ -168,12 +205,18 @@ class Window:
 
     def pixels(self, rank: int) -> dict[int, torch.Tensor]:
         """Images that a rank of the vision encoder takes, `[n, 3, height, width]` by LLM replica; none: no entry."""
+        shares = {replica: images.encoded("vision").get(rank) for replica, images in self.images.items()}
+        return {
+            replica: self.images[replica].pixels(share)
+            for replica, share in shares.items()
+            if share is not None and len(share)
+        }
+
+    def shapes(self, component: str, rank: int) -> dict[int, list[ImageShape]] | None:
+        """Images that a rank of an encoder component takes, by LLM replica; None: all are alike."""
         found = {}
         for replica, images in self.images.items():
-            share = images.encoded("vision").get(rank)
-            if share is not None and len(share):
-                stored = torch.cat([batch.images for batch in images.micro_batches if len(batch.images)])
-                places = np.searchsorted(images.held, share)
-                assert np.array_equal(images.held[places], share), "an image that this rank is to encode was not read"
-                found[replica] = stored if len(places) == len(stored) else stored[torch.from_numpy(places)]
-        return found
+            if images.shapes is None:
+                continue
+            found[replica] = [images.shapes[i] for i in images.encoded(component).get(rank, ())]
+        return found or None

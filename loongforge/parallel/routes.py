@@ -39,7 +39,9 @@ class ImagePlan:
     """int64 `[total]`: encoder replica of each, any of them; None: even shares of those that serve the LLM replica."""
 
 
-def image_shares(layout: Layout, component: str, replica: int, num_images: int) -> dict[int, range]:
+def image_shares(
+    layout: Layout, component: str, replica: int, num_images: int, patches: np.ndarray | None = None
+) -> dict[int, range]:
     """How the encoder replicas that serve an LLM replica divide its images: evenly, each a run of neighbours.
 
     Args:
@@ -47,6 +49,7 @@ def image_shares(layout: Layout, component: str, replica: int, num_images: int) 
         component: `vision` or `projector`.
         replica: Of the LLM.
         num_images: Images of that replica that are encoded together.
+        patches: int64 `[num_images]`: what is divided evenly; None: their number.
 
     Returns:
         Images of each serving encoder replica, in order; together they are `range(num_images)`.
@@ -56,10 +59,13 @@ def image_shares(layout: Layout, component: str, replica: int, num_images: int) 
     total, ours = grid.dp, layout.dp
     # in units of 1 / (total * ours): encoder replica e covers [e * ours, (e + 1) * ours), ours [replica * total, ...)
     begin, end = replica * total, (replica + 1) * total
+    ends = None if patches is None else 2 * np.cumsum(patches) - patches  # twice the middle of each image
     shares, before = {}, 0
     for encoder in range(begin // ours, -(-end // ours)):
         covered = min(end, (encoder + 1) * ours) - begin
         after = num_images * covered // total
+        if patches is not None and ends is not None and covered < total:
+            after = int(np.searchsorted(ends * total, 2 * int(patches.sum()) * covered, side="right"))
         shares[encoder] = range(before, after)
         before = after
     return shares

@@ -9,6 +9,7 @@ import numpy as np
 
 from loongforge.config.schema import Config
 from loongforge.data.arrange import Arrangement, Load, Rules, arrange
+from loongforge.parallel.images import sizes
 from loongforge.parallel.layout import Layout
 from loongforge.planning.packing import packing_rules
 
@@ -65,22 +66,21 @@ def gains(config: Config, layout: Layout, steps: Sequence[Sequence[Load]]) -> li
 def _cells(loads: Sequence[Load], arrangement: Arrangement, rules: Rules) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Encoder cost `[encoders, K]`, LLM cost and tokens `[replicas, K]`."""
     number = len(arrangement.cells[0])
-    unit = float(rules.cost.units(np.array([rules.patches]))[0])
     vision = np.zeros((max(1, rules.encoders), number))
     llm, tokens = np.zeros((rules.replicas, number)), np.zeros((rules.replicas, number), np.int64)
     for replica, row in enumerate(arrangement.cells):
         for place, cell in enumerate(row):
             for sample in cell:
-                units = sum(loads[sample].units)
-                length = rules.length(loads[sample])
+                length = loads[sample].tokens
+                units = rules.cost.units(sizes(loads[sample].shapes, "patches"))
                 tokens[replica, place] += length
                 llm[replica, place] += float(rules.cost.documents(np.array([length]))[0])
                 if arrangement.encoders is not None:
-                    np.add.at(vision[:, place], arrangement.encoders[sample], unit)
+                    np.add.at(vision[:, place], arrangement.encoders[sample], units)
                 else:  # shared by the encoder replicas that serve this one
                     first = replica * len(vision) // rules.replicas
                     last = max(first + 1, (replica + 1) * len(vision) // rules.replicas)
-                    vision[first:last, place] += units * unit / (last - first)
+                    vision[first:last, place] += float(units.sum()) / (last - first)
     return vision, llm, tokens
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from loongforge.components.llm.base import LLMConfig
-from loongforge.components.vision.base import VisionConfig
 from loongforge.config.schema import Config
 from loongforge.data.arrange import Rules
 from loongforge.data.part import Part
 from loongforge.model.checks import micro_batch_size, micro_batch_tokens, window_size
-from loongforge.model.flops import image_tokens
 from loongforge.parallel.layout import Layout
 from loongforge.planning.sample_costs import cost_model
 
@@ -23,14 +20,10 @@ def packing_rules(config: Config, layout: Layout) -> Rules | None:
     """How samples are packed; None: they are padded."""
     if not config.packing.enabled:
         return None
-    vision, llm = config.model.vision, config.model.llm
-    assert isinstance(llm, LLMConfig)
     return Rules(
         replicas=layout.dp,
         encoders=layout.vision.dp if layout.vision is not None else 0,
         token_budget=micro_batch_tokens(config, layout),
-        image_tokens=image_tokens(config.model),
-        patches=vision.num_patches if isinstance(vision, VisionConfig) else 1,
         mode=config.balance.mode,
         objective=_objective(config, layout),
         cost=cost_model(config),

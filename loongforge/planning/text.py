@@ -55,11 +55,11 @@ def _sample(plan: dict[str, Any]) -> str:
 
 
 def _components(plan: dict[str, Any]) -> list[str]:
-    lines = [f"{'component':<12}{'type':<14}{'layout':<30}{'parameters':>16}{'trainable':>16}{'FLOPs a step':>14}"]
+    lines = [f"{'component':<12}{'type':<18}{'layout':<30}{'parameters':>16}{'trainable':>16}{'FLOPs a step':>14}"]
     for name, size in plan["components"].items():
         counts = f"{size['params']:>16,}{size['trainable_params']:>16,}"
         lines.append(
-            f"{name:<12}{size['type']:<14}{size['layout']:<30}{counts}{size['step_flops']:>14.3g}  "
+            f"{name:<12}{size['type']:<18}{size['layout']:<30}{counts}{size['step_flops']:>14.3g}  "
             f"({size['factor']} x multiply-adds)"
         )
     return [*lines, f"{'total':<56}{plan['params']:>16,}{plan['trainable_params']:>16,}"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from loongforge.components.llm.base import LLMConfig, ParameterSize
+from loongforge.components.llm.stages import stage_layers
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.trainable import trains
 from loongforge.components.vision.base import VisionConfig
@@ -100,11 +101,11 @@ class Costs:
             return 0
         if name != "llm" or self._exceptions is None:
             return self.params_on(name, layout, stage)
-        per_stage, tp = self.llm.num_layers // layout.llm.pp, layout.llm.tp
+        here, tp = stage_layers(self.llm.num_layers, layout.llm.pp, stage), layout.llm.tp
         return sum(
             size.numbers // (tp if size.divided else 1)
             for size in self._exceptions
-            if stage in [layer // per_stage for layer in size.layers]
+            if any(layer in here for layer in size.layers)
         )
 
     @cached_property
@@ -176,7 +177,7 @@ class Costs:
         grid = layout.grid(name)
         assert grid is not None
         if name == "llm":
-            return self.llm.params_on(grid.tp, grid.pp, stage)
+            return self.llm.params_on(grid.tp, grid.pp, stage, grid.ep)
         if name == "vision":
             assert self.vision is not None
             return self.vision.params_on(grid.tp)

@@ -33,7 +33,7 @@ class StepCounts:
     balance_llm: float
     """Most tokens of an LLM replica over the mean."""
     balance_vision: float
-    """Most images of an encoder replica over the mean; 1 without images."""
+    """Most images of an encoder replica over the mean, patches where images differ in size; 1 without images."""
 
 
 def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch.device) -> StepCounts:
@@ -78,7 +78,7 @@ def _images(data: StepData, groups: Groups) -> torch.Tensor:
         return torch.zeros(1, dtype=torch.int64)
     found, place = torch.zeros(groups.layout.vision.dp, dtype=torch.int64), groups.layout.vision.place(groups.rank)
     if place is not None and place.tp == 0:
-        found[place.dp] = sum(len(batch.images) for part in data.micro_batches.values() for batch in part)
+        found[place.dp] = sum(batch.held_patches for part in data.micro_batches.values() for batch in part)
     return found
 
 

@@ -78,7 +78,7 @@ class Evaluator:
             examples: The same on all ranks that work on that replica.
             max_new_tokens: Longest answer.
         """
-        prompts = [Prompt(example.prompt, example.images) for example in examples]
+        prompts = [Prompt(example.prompt, example.images, example.shapes) for example in examples]
         new = greedy(
             self.runner,
             prompts,

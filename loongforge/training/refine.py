@@ -31,7 +31,7 @@ class CostRefiner:
         config: The recipe.
         groups: Where this rank stands.
         loader: Whose plans use the costs.
-        patches: Of an image that the encoder sees.
+        patches: Of an image that the encoder sees; 1 where images differ, whose patches are counted.
     """
 
     def __init__(self, config: Config, groups: Groups, loader: TrainLoader, patches: int) -> None:
@@ -52,7 +52,7 @@ class CostRefiner:
         if self.seen > _WARM_UP and place is not None:
             lengths = [b.cu_seqlens.diff() for b in data.micro_batches[place.dp] if b.cu_seqlens is not None]
             self.fit.note_llm(torch.cat(lengths).numpy(), 1e3 * times.llm)
-            images = sum(len(batch.images) for part in data.micro_batches.values() for batch in part)
+            images = sum(batch.held_patches for part in data.micro_batches.values() for batch in part)
             if images:
                 self.fit.note_vision(images * self.patches, times.encodings, 1e3 * times.encoder)
         if (step + 1) % self.every == 0:

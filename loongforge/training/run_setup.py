@@ -15,18 +15,18 @@ from loongforge.checkpoint import rng
 from loongforge.checkpoint.hf_origin import FOLDER
 from loongforge.checkpoint.lifecycle import Checkpoint, CheckpointStore, resolve
 from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.saved import save_config
 from loongforge.config.schema import Config
 from loongforge.data import builtin
 from loongforge.data.batch import Batch
+from loongforge.data.build import build_processor
 from loongforge.data.loader import TrainLoader
-from loongforge.data.processing import build_processor
 from loongforge.kernels.backend import Backend
 from loongforge.model.assembly import build_model
 from loongforge.model.checks import check_model, micro_batch_size
 from loongforge.model.execution import Runner
-from loongforge.model.flops import image_tokens
 from loongforge.parallel.groups import make_groups
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import World
@@ -90,7 +90,8 @@ class Setup:
                 started.keep_origin(self.origin)
         self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window)
         self.optimizers = Optimizers(config, self.model, self.groups)
-        patches = vision.num_patches if isinstance(vision := config.model.vision, VisionConfig) else 1
+        vision = config.model.vision
+        patches = vision.num_patches if isinstance(vision, VisionConfig) and not self.processor.any_size else 1
         self.refiner = CostRefiner(config, self.groups, self.loader, patches)
         self.evaluator = Evaluator(config, self.runner, self.processor) if config.data.eval is not None else None
         if resumed is not None:
@@ -98,9 +99,10 @@ class Setup:
 
     def _open_data(self, layout: Layout) -> None:
         config = self.config
-        vision, llm = config.model.vision, config.model.llm
+        vision, projector, llm = config.model.vision, config.model.projector, config.model.llm
         assert isinstance(llm, LLMConfig) and (vision is None or isinstance(vision, VisionConfig))
-        self.processor = build_processor(config.data, vision, llm, num_image_tokens=image_tokens(config.model))
+        assert projector is None or isinstance(projector, ProjectorConfig)
+        self.processor = build_processor(config.data, vision, llm, projector=projector)
         self.loader = TrainLoader(
             config.data,
             self.processor,

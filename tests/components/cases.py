@@ -23,19 +23,24 @@ from loongforge.parallel.session import joined_world  # noqa: E402
 HEAD_DIM = 8
 
 
-def attention(group: Any) -> TorchAttention:
+def attention(group: Any, window: int | None = None) -> TorchAttention:
     """Causal core attention of a context-parallel group."""
-    config: Any = SimpleNamespace(kv_channels=HEAD_DIM, attention_dropout=0.0)
+    config: Any = SimpleNamespace(
+        kv_channels=HEAD_DIM, attention_dropout=0.0, window_size=window and (window - 1, 0), window_attn_skip_freq=None
+    )
     collection: Any = SimpleNamespace(cp=group)
     return TorchAttention(config, 1, AttnMaskType.causal, "self", pg_collection=collection)
 
 
-def attend(tensors: list[torch.Tensor], borders: list[int] | None) -> tuple[torch.Tensor, list[Any]]:
+def attend(
+    tensors: list[torch.Tensor], borders: list[int] | None, window: int | None = None
+) -> tuple[torch.Tensor, list[Any]]:
     """One rank's part of an attention over the world.
 
     Args:
         tensors: Whole query, key, value `[S, B, heads, head_dim]`, and the gradient of the output `[S, B, width]`.
         borders: Of a packed row's documents.
+        window: Latest positions that a token attends to.
 
     Returns:
         Output and gradients of query, key and value at this rank's positions.
@@ -47,7 +52,7 @@ def attend(tensors: list[torch.Tensor], borders: list[int] | None) -> tuple[torc
         *inputs, gradient = (tensor[positions] for tensor in tensors)
         for part in inputs:
             part.requires_grad_()
-        output = attention(dist.group.WORLD)(*inputs, SequenceView(positions, length, cu_seqlens))
+        output = attention(dist.group.WORLD, window)(*inputs, SequenceView(positions, length, cu_seqlens))
         output.backward(gradient)
         return output.detach(), [part.grad for part in inputs]
 

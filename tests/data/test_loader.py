@@ -266,7 +266,7 @@ def test_eval_bad_samples(processor: SampleProcessor, tmp_path: Path) -> None:
 def test_examples_for_generation(processor: SampleProcessor, shards: str, tmp_path: Path) -> None:
     example = _eval(processor, shards).examples(3)[1]
     assert (example.id, example.question, example.reference) == ("id10", "<image>\nWhich digit is shown?", "10")
-    assert example.prompt == processor.render_prompt(chat()[:1], [1])
+    assert example.prompt == processor.render_prompt(chat()[:1], processor.images([(0, 0)]))
     assert example.images.shape == (1, 3, 32, 32)
     path = write_jsonl(tmp_path, [{"text": "one two three four"}])
     (text,) = _eval(processor, str(path)).examples(3)
@@ -304,7 +304,7 @@ def test_ranks_share_the_images_and_read_only_theirs(
 ) -> None:
     """Each image of a replica is read by one of the encoder replicas on its ranks; tokens by all of them."""
     layout = Layout.from_model(tiny_config(parallel=ParallelConfig(tp=tp)).model, world)
-    rules = Rules(replicas=layout.dp, encoders=world, token_budget=256, image_tokens=processor.num_image_tokens)
+    rules = Rules(replicas=layout.dp, encoders=world, token_budget=256)
     seen: dict[str, torch.Tensor] = {}
     for rank in range(world):
         part = Part(layout, rank, lambda number: number)

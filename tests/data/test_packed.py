@@ -18,6 +18,7 @@ from loongforge.data.batch import IGNORE, StepData
 from loongforge.data.loader import TrainLoader
 from loongforge.data.part import Part
 from loongforge.data.processing import SampleProcessor
+from loongforge.parallel.images import ImageShape
 from loongforge.parallel.layout import Layout
 from tests.data.conftest import chat, config, png, write_jsonl
 from tests.support.tiny import tiny_config
@@ -32,7 +33,6 @@ def _loader(processor: SampleProcessor, train: Any, *, dp: int, rank: int, mode:
         replicas=dp,
         encoders=dp,
         token_budget=options.pop("budget", 128),
-        image_tokens=processor.num_image_tokens,
         mode=mode,
         objective="lock_step" if mode == "full" else "one_barrier",
     )
@@ -102,9 +102,14 @@ def test_images_of_a_planned_step_are_each_read_once(processor: SampleProcessor,
     assert sorted(read) == sorted(image.numpy().tobytes() for b in whole.micro_batches[0] for image in b.images)
 
 
-loads = st.lists(
-    st.builds(Load, st.integers(1, 60), st.lists(st.integers(1, 3), max_size=3).map(tuple)), min_size=1, max_size=30
-)
+def _tiles(number: int) -> tuple[ImageShape, ...]:
+    return (ImageShape(1, 1, 4, 4),) * number
+
+
+tiled = st.integers(1, 3).map(_tiles)
+any_size = st.integers(1, 3).map(lambda patches: (ImageShape(patches, patches, patches, 2 * patches),))
+images = st.lists(st.one_of(tiled, any_size), max_size=3).map(tuple)
+loads = st.lists(st.builds(Load, st.integers(1, 60), images), min_size=1, max_size=30)
 
 
 @given(
@@ -121,39 +126,40 @@ def test_arrangements_are_complete_and_within_the_budget(
 ) -> None:
     objective = "pipeline" if stages else "lock_step" if mode == "full" else "one_barrier"
     cap = 9 * max(1, -(-replicas // encoders)) if capped else None  # so that every sample alone is within it
-    rules = Rules(replicas, encoders, token_budget=100, image_tokens=4, mode=mode, objective=objective, patch_cap=cap)
+    rules = Rules(replicas, encoders, token_budget=100, mode=mode, objective=objective, patch_cap=cap)
     found = arrange(samples, rules)
     assert cap is None or _most_patches(samples, found, rules) <= cap
     assert len(found.cells) == replicas
     assert len({len(row) for row in found.cells}) == 1
     flat = [sample for row in found.cells for cell in row for sample in cell]
     assert sorted(flat) == list(range(len(samples)))
-    lengths = np.array([load.text_tokens + 4 * sum(load.units) for load in samples])
+    lengths = np.array([load.text_tokens + sum(s.tokens for tiles in load.images for s in tiles) for load in samples])
     assert all(lengths[cell].sum() <= 100 for row in found.cells for cell in row if cell)
     if len(samples) >= replicas * len(found.cells[0]):
         assert all(cell for row in found.cells for cell in row)
     if found.encoders is not None:
-        assert [len(part) for part in found.encoders] == [sum(load.units) for load in samples]
+        assert [len(part) for part in found.encoders] == [len(load.shapes) for load in samples]
         assert all(((part >= 0) & (part < encoders)).all() for part in found.encoders)
     assert arrange(samples, rules).fingerprint == found.fingerprint
 
 
 def _most_patches(samples: list[Load], found: Arrangement, rules: Rules) -> int:
-    """Of an encoder replica in a micro-batch; a patch an image."""
+    """Of an encoder replica in a micro-batch."""
     held = np.zeros((max(rules.encoders, rules.replicas), len(found.cells[0])), np.int64)
     for replica, row in enumerate(found.cells):
         for place, cell in enumerate(row):
             for sample in cell:
                 own = replica * rules.encoders // rules.replicas if rules.encoders < rules.replicas else replica
-                planned = [own] * sum(samples[sample].units) if found.encoders is None else found.encoders[sample]
-                np.add.at(held[:, place], planned, 1)
+                patches = [shape.patches for shape in samples[sample].shapes]
+                planned = [own] * len(patches) if found.encoders is None else found.encoders[sample]
+                np.add.at(held[:, place], planned, patches)
     return int(held.max())
 
 
 def test_fingerprints_tell_arrangements_apart() -> None:
-    samples = [Load(10, (1,)), Load(12, ()), Load(30, (2,)), Load(7, ())]
+    samples = [Load(10, (_tiles(1),)), Load(12, ()), Load(30, (_tiles(2),)), Load(7, ())]
     found = {
-        arrange(samples, Rules(2, 2, budget, image_tokens=4, mode=mode)).fingerprint
+        arrange(samples, Rules(2, 2, budget, mode=mode)).fingerprint
         for budget, mode in ((40, "none"), (80, "none"), (40, "full"))
     }
     assert len(found) == 3

@@ -10,9 +10,10 @@ import pytest
 from loongforge.components.llm.llama.config import LlamaConfig
 from loongforge.components.vision.vit.config import ClipViTConfig
 from loongforge.config.errors import UserError
+from loongforge.data.build import build_processor
 from loongforge.data.images import ImageProcessor
 from loongforge.data.preview import preview
-from loongforge.data.processing import SampleProcessor, build_processor
+from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample, SampleError
 from loongforge.data.tokenizer import load_tokenizer
 from tests.data.conftest import chat, config, png
@@ -54,7 +55,7 @@ def test_one_placeholder_becomes_the_tokens_of_one_image(processor: SampleProces
 
 def test_prompt_is_the_start_of_the_sample(processor: SampleProcessor) -> None:
     done = processor(_sample(chat(answer="top left")))
-    prompt = processor.render_prompt(chat()[:1], [1])
+    prompt = processor.render_prompt(chat()[:1], processor.images([(0, 0)]))
     assert done.ids[: len(prompt)].tolist() == prompt
     assert done.learned[len(prompt)]
     assert not done.learned[: len(prompt)].any()

@@ -70,7 +70,7 @@ def test_every_tile_has_its_tokens(tiled: SampleProcessor) -> None:
     assert len(sample.pixels) == 9
     meta = tiled.measure(_sample((64, 32), (32, 32), (32, 128)))
     assert meta.text_tokens == len(sample.ids) - 9 * 4
-    assert tuple(tiled.units(meta.image_sizes)) == sample.units
+    assert tuple(tiled.images(meta.image_sizes)) == sample.images
 
 
 def test_only_wanted_tiles_are_kept(tiled: SampleProcessor) -> None:

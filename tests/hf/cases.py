@@ -45,6 +45,7 @@ class Case:
     """Its model in transformers, as its constructor leaves it."""
     inputs: Callable[[Batch], dict[str, Any]] = _inputs
     """Keyword arguments of its forward pass."""
+    sees_images: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
     """Keys of the recipe (`llm.norm_eps`) that are set after `from_hf`, for faults."""
 
@@ -105,12 +106,46 @@ def _llava_qwen2() -> Any:
     return _llava("siglip", Qwen2Config(**TEXT))
 
 
+QWEN_TEXT = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}}
+QWEN_IDS = dict(image_token_id=IMAGE_TOKEN, video_token_id=127, vision_start_token_id=126, vision_end_token_id=125)
+
+
+def _qwen2_vl() -> Any:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    tower = dict(depth=3, embed_dim=64, num_heads=4, hidden_size=64)
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=QWEN_TEXT, vision_config=tower, **QWEN_IDS))
+
+
+def _qwen2_5_vl() -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    windows = dict(window_size=56, fullatt_block_indexes=[1])
+    tower = dict(depth=3, hidden_size=64, num_heads=4, intermediate_size=96, out_hidden_size=64, **windows)
+    tied = dict(tie_word_embeddings=True)
+    config = Qwen2_5_VLConfig(text_config=QWEN_TEXT, vision_config=tower, **QWEN_IDS, **tied)
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _any_size_inputs(batch: Batch) -> dict[str, Any]:
+    """Patches of all images, their grids, and where their tokens stand."""
+    images = {}
+    if batch.shapes:
+        grids = torch.tensor([shape.grid for shape in batch.shapes])
+        kinds = (batch.tokens == IMAGE_TOKEN).int()
+        images = {"pixel_values": batch.images, "image_grid_thw": grids, "mm_token_type_ids": kinds}
+    mask = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+    return {"input_ids": batch.tokens, "attention_mask": mask.long(), **images}
+
+
 CASES: dict[str, Case] = {
     "llama": Case(_llama),
     "llama tied": Case(lambda: _llama(tie_word_embeddings=True)),
     "llama 3.1": Case(_llama_3_1),
     "qwen2": Case(_qwen2),
     "qwen3": Case(_qwen3),
-    "llava": Case(lambda: _llava("clip")),
-    "llava siglip qwen2": Case(_llava_qwen2),
+    "llava": Case(lambda: _llava("clip"), sees_images=True),
+    "llava siglip qwen2": Case(_llava_qwen2, sees_images=True),
+    "qwen2_vl": Case(_qwen2_vl, _any_size_inputs, sees_images=True),
+    "qwen2.5_vl": Case(_qwen2_5_vl, _any_size_inputs, sees_images=True),
 }

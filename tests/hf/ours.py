@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +36,12 @@ class Ours:
     trained: Outcome | None = None
 
 
-def compare_run(config: Config, prompt: tuple[list[int], np.ndarray], new_tokens: int, swap: bool = False) -> Ours:
+def compare_run(config: Config, prompt: tuple[list[int], np.ndarray, Any], new_tokens: int, swap: bool = False) -> Ours:
     """Imports `model.init_from`, and does what the reference does.
 
     Args:
         config: Its recipe under a layout.
-        prompt: Token ids and images to continue.
+        prompt: Token ids, images and their shapes, to continue.
         new_tokens: How many tokens to generate.
         swap: A planted fault: exchanges gate and up projection of one layer.
     """

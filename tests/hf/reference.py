@@ -58,7 +58,8 @@ def greedy_tokens(model: Any, case: Case, prompt: Batch, count: int) -> tuple[li
     tokens, margins = prompt.tokens, []
     start = tokens.shape[1]
     for _ in range(count):
-        inputs = case.inputs(Batch(tokens, prompt.labels, prompt.images, prompt.lengths, prompt.ids))
+        lengths = torch.tensor([tokens.shape[1]])
+        inputs = case.inputs(Batch(tokens, prompt.labels, prompt.images, lengths, prompt.ids, shapes=prompt.shapes))
         best = model(**inputs).logits[0, -1].topk(2)
         margins.append((best.values[0] - best.values[1]).item())
         tokens = torch.cat([tokens, best.indices[:1][None]], 1)

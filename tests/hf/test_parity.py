@@ -19,7 +19,7 @@ from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.components.base import FamilyConfig
 from loongforge.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from loongforge.data.batch import Batch
-from loongforge.model.flops import image_tokens
+from loongforge.parallel.images import total
 from loongforge.training.verify.synthetic import IMAGE_TOKEN, SyntheticData
 from tests.hf.cases import CASES, Case
 from tests.hf.layouts import LAYOUTS, NEEDS_VISION, apply
@@ -36,7 +36,7 @@ class Known:
     folder: Path
     config: Config
     reference: Reference
-    prompt: tuple[list[int], np.ndarray]
+    prompt: tuple[list[int], np.ndarray, Any]
     tokens: list[int]
     margins: list[float]
 
@@ -60,21 +60,24 @@ def recipe(folder: Path) -> Config:
 
 
 def synthetic(config: Config) -> SyntheticData:
-    vision, llm = config.model.vision, config.model.llm
-    return SyntheticData(
-        samples=config.trainer.global_batch_size,
-        vocab_size=llm.vocab_size,  # type: ignore[attr-defined]
-        image_size=getattr(vision, "image_size", 0),
-        tokens_per_image=image_tokens(config.model),
-    )
+    from loongforge.training.verify.trial import synthetic_data
+
+    return synthetic_data(config)
 
 
 def one_prompt(whole: Batch) -> Batch:
     """The first sample without its padding and its last tokens, with its images."""
     length = int(whole.lengths[0]) - 4
     tokens = whole.tokens[:1, :length]
-    count = int((tokens == IMAGE_TOKEN).sum()) // 4
-    return Batch(tokens, torch.full_like(tokens, -100), whole.images[:count], whole.lengths[:1], whole.ids[:1])
+    labels = torch.full_like(tokens, -100)
+    count, left = 0, int((tokens == IMAGE_TOKEN).sum())
+    while whole.shapes and left:
+        left -= whole.shapes[count].tokens
+        count += 1
+    pixels = total(whole.shapes[:count], "pixels") if whole.shapes else left // 4
+    lengths = torch.tensor([length])
+    shapes = None if whole.shapes is None else whole.shapes[:count]
+    return Batch(tokens, labels, whole.images[:pixels], lengths, whole.ids[:1], shapes=shapes)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,8 @@ def _reference(case: Case, seed: int, folder: Path) -> Known:
     prompt = one_prompt(batches[0])
     tokens, margins = greedy_tokens(model, case, prompt, NEW_TOKENS)
     reference = run_reference(model, case, batches)
-    return Known(folder, config, reference, (prompt.tokens[0].tolist(), prompt.images.numpy()), tokens, margins)
+    question = (prompt.tokens[0].tolist(), prompt.images.numpy(), prompt.shapes)
+    return Known(folder, config, reference, question, tokens, margins)
 
 
 def run_ours(known: Known, layout: str, pools: Any, **options: Any) -> list[Ours]:
@@ -158,7 +162,7 @@ def problems(known: Known, ranks: list[Ours]) -> list[str]:
 
 def _pairs() -> list[tuple[str, str]]:
     return [
-        (name, layout) for layout in LAYOUTS for name in CASES if name.startswith("llava") or layout not in NEEDS_VISION
+        (name, layout) for layout in LAYOUTS for name in CASES if CASES[name].sees_images or layout not in NEEDS_VISION
     ]
 
 

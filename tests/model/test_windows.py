@@ -31,6 +31,7 @@ class _Inputs:
     labels: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     cu_seqlens: torch.Tensor | None = None
     image_plan: ImagePlan | None = None
+    shapes: Any = None
 
 
 def _layout(world: int, llm: dict[str, Any], **parts: dict[str, Any]) -> Layout:

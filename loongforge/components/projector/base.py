@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from loongforge.components.base import FamilyConfig
 from loongforge.config.errors import UserError
+from loongforge.parallel.images import ImageShape
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 class ProjectorConfig(FamilyConfig):
     """A map from vision features `[N, P, input_size]` to LLM embeddings `[N, P', output_size]`."""
 
+    any_size: ClassVar[bool] = False
+    """Whether the module also maps features `[features, input_size]` and shapes of images that differ in size to rows;
+    where it does not, it is given one image at a time."""
+
     def num_tokens(self, num_features: int) -> int:
         """LLM tokens of an image that has so many feature vectors (`P'` from `P`)."""
         return num_features
@@ -27,6 +32,11 @@ class ProjectorConfig(FamilyConfig):
     def built_layers(self) -> int:
         """Layers; each has costs that do not depend on its size."""
         return 1
+
+    def shape(self, seen: ImageShape) -> ImageShape:
+        """What an image becomes, from what the encoder makes of it."""
+        tokens = self.num_tokens(seen.features)
+        return replace(seen, tokens=tokens, token_grid=seen.grid if tokens == seen.features else None)
 
     def problems(self, tp: int, *, input_size: int, output_size: int) -> list[str]:
         """What makes this projector impossible to build, found without building it."""

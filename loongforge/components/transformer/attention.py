@@ -7,11 +7,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    all_gather_last_dim_from_tensor_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
 
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.kernels import ops
@@ -41,6 +45,8 @@ class TorchAttention(MegatronModule):
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.dropout = config.attention_dropout
         self.causal = attn_mask_type == AttnMaskType.causal
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        self.window = config.window_size[0] + 1 if windowed and config.window_size else None
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView | None
@@ -61,9 +67,9 @@ class TorchAttention(MegatronModule):
         elif view is not None and view.cu_seqlens is not None:
             sizes = view.cu_seqlens.diff().tolist()
             documents = zip(*(x.split(sizes) for x in (query, key, value)), strict=True)
-            output = torch.cat([self._attend(*document, causal=self.causal) for document in documents])
+            output = torch.cat([self._document(*document) for document in documents])
         else:
-            output = self._attend(query, key, value, causal=self.causal)
+            output = self._document(query, key, value)
         return output.flatten(2)
 
     def _attend(
@@ -88,6 +94,19 @@ class TorchAttention(MegatronModule):
         )
         return output.permute(2, 0, 1, 3)
 
+    def _document(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attends within one document, or rows that are one each."""
+        length, window = len(query), self.window
+        if window is None or length <= window:
+            return self._attend(query, key, value, causal=self.causal)
+        outputs = []  # blocks as long as the window: no mask of the size of the row
+        for start in range(0, length, window):
+            end, first = min(start + window, length), max(start - window + 1, 0)
+            distance = torch.arange(start, end)[:, None] - torch.arange(first, end)
+            mask = ((distance >= 0) & (distance < window)).to(query.device)
+            outputs.append(self._attend(query[start:end], key[first:end], value[first:end], mask=mask))
+        return torch.cat(outputs)
+
     def _across_ranks(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView
     ) -> torch.Tensor:
@@ -97,8 +116,9 @@ class TorchAttention(MegatronModule):
         outputs = []
         for part in (slice(0, size), slice(size, 2 * size)):
             end = int(view.positions[part][-1]) + 1
-            key, value = both[:end].unbind(1)
-            outputs.append(self._attend(query[part], key, value, mask=view.mask(part)[:, :end]))
+            first = 0 if self.window is None else max(int(view.positions[part][0]) - self.window + 1, 0)
+            key, value = both[first:end].unbind(1)
+            outputs.append(self._attend(query[part], key, value, mask=view.mask(part, self.window)[:, first:end]))
         return torch.cat(outputs)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -140,13 +160,29 @@ class TorchSelfAttention(SelfAttention):
             `[S, B, H]` and the bias that is still to be added, if any.
         """
         mixed, _ = self.linear_qkv(hidden_states)
-        groups, head = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
-        per_group = self.num_attention_heads_per_partition // groups
-        heads = mixed.unflatten(-1, (groups, per_group + 2, head))  # [S, B, groups, q.. k v, head]
-        query, key, value = heads.split([per_group, 1, 1], 3)
+        query, key, value = self._split_heads(mixed)
         query, key = self.q_layernorm(query), self.k_layernorm(key)
         if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.to(query.dtype).unbind()
-            query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
+            query, key = self._rotate(query, rotary_pos_emb), self._rotate(key, rotary_pos_emb)
         attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
         return self.linear_proj(attended)
+
+    def _rotate(self, heads: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+        return ops.rotary(heads, *rotary.to(heads.dtype).unbind())
+
+    def _split_heads(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`[S, B, width]` -> q `[S, B, groups, heads of a group, head_dim]`, k and v `[S, B, groups, 1, head_dim]`."""
+        ranks, all_groups = self.tp_group.size(), self.config.num_query_groups
+        assert all_groups is not None
+        groups, head = max(1, all_groups // ranks), self.hidden_size_per_attention_head
+        per_group = self.config.num_attention_heads // all_groups
+        if ranks > all_groups:  # several ranks share a key-value head: each takes its part of that head's queries
+            mixed = all_gather_last_dim_from_tensor_parallel_region(mixed, group=self.tp_group)
+            sharing = ranks // all_groups
+            mine, part = divmod(self.tp_group.rank(), sharing)
+            mixed = mixed.unflatten(-1, (all_groups, -1))[..., mine, :]
+        heads = mixed.unflatten(-1, (groups, per_group + 2, head))
+        query, key, value = heads.split([per_group, 1, 1], 3)
+        if ranks > all_groups:
+            query = query.chunk(sharing, 3)[part]
+        return query, key, value

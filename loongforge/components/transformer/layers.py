@@ -12,9 +12,17 @@ from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 
 from loongforge.components.context import BuildContext
 from loongforge.components.transformer.attention import TorchAttention, TorchSelfAttention
@@ -94,28 +102,29 @@ def linear_config(context: BuildContext, width: int) -> TransformerConfig:
 
 
 def _layer_spec(
-    context: BuildContext,
     mask: AttnMaskType,
-    qk_norm: bool | Literal["width"],
-    qkv_bias: bool,
+    head_norm: type,
+    linear_qkv: type[ColumnLinear],
     scaled: ModuleSpec | None,
+    feed_forward: type,
+    attention_type: type[TorchSelfAttention],
+    core_type: type[TorchAttention],
 ) -> ModuleSpec:
-    norms = {True: TorchNorm, False: IdentityOp, "width": WidthNorm.over(context.groups.tp)}
     attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnLinear if qkv_bias else UnbiasedColumnLinear,
-        core_attention=TorchAttention,
+        linear_qkv=linear_qkv,
+        core_attention=core_type,
         linear_proj=RowLinear,
-        q_layernorm=norms[qk_norm],
-        k_layernorm=norms[qk_norm],
+        q_layernorm=head_norm,
+        k_layernorm=head_norm,
     )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
-            self_attention=ModuleSpec(module=TorchSelfAttention, params={"attn_mask_type": mask}, submodules=attention),
+            self_attention=ModuleSpec(module=attention_type, params={"attn_mask_type": mask}, submodules=attention),
             self_attn_bda=scaled or get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
-            mlp=FeedForward.over(context.groups.tp),
+            mlp=feed_forward,
             mlp_bda=scaled or get_bias_dropout_add,
         ),
     )
@@ -130,6 +139,9 @@ def transformer_block(
     qkv_bias: bool = True,
     layer_scale: bool = False,
     final_norm: bool = True,
+    attention_type: type[TorchSelfAttention] = TorchSelfAttention,
+    core_type: type[TorchAttention] = TorchAttention,
+    feed_forward: Callable[[int], type] | None = None,
 ) -> TransformerBlock:
     """This rank's layers.
 
@@ -141,14 +153,26 @@ def transformer_block(
         qkv_bias: False: no bias on q, k and v, whatever the other linear layers have.
         layer_scale: Multiply what attention and feed-forward layer add by learned factors.
         final_norm: End the last stage with a norm.
+        attention_type: The attention of a layer.
+        core_type: The part of it that has no weights.
+        feed_forward: The class of a layer's feed-forward part, by the layer's number from 0; None: `FeedForward`.
     """
+    mask, rank = AttnMaskType.causal if causal else AttnMaskType.no_mask, context.groups.pp.rank()
+    norms: dict[bool | str, type] = {True: TorchNorm, False: IdentityOp, "width": WidthNorm.over(context.groups.tp)}
+    linear_qkv = ColumnLinear if qkv_bias else UnbiasedColumnLinear
     scaled = ModuleSpec(module=ScaledAdd, params={"config": config}) if layer_scale else None
-    mask = AttnMaskType.causal if causal else AttnMaskType.no_mask
-    spec = _layer_spec(context, mask, qk_norm, qkv_bias, scaled)
-    layers = config.num_layers // context.pp
+    dense = FeedForward.over(context.groups.tp)
+    first = get_transformer_layer_offset(config, pp_rank=rank)
+    layers = range(first, first + get_num_layers_to_build(config, pp_rank=rank))
+
+    def spec(layer: int) -> ModuleSpec:
+        own = feed_forward(layer) if feed_forward else dense
+        return _layer_spec(mask, norms[qk_norm], linear_qkv, scaled, own, attention_type, core_type)
+
+    specs = [spec(layer) for layer in layers]
     return TransformerBlock(
         config,
-        TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=TorchNorm if final_norm else None),
+        TransformerBlockSubmodules(layer_specs=specs, layer_norm=TorchNorm if final_norm else None),
         post_layer_norm=final_norm,
         pre_process=context.first_stage,
         post_process=context.last_stage,

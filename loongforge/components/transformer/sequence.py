@@ -19,6 +19,9 @@ class SequenceView:
     cu_seqlens: torch.Tensor | None = None
     """int32 `[D + 1]`, from 0 to S: where the D documents of a packed row begin and end. None: every row is one
     document."""
+    axes: torch.Tensor | None = None
+    """int64 `[3, B, S]`: place of every position of the row on three axes, for rotary positions that have them; None:
+    the place in its document on all."""
 
     @cached_property
     def documents(self) -> torch.Tensor | None:
@@ -35,10 +38,18 @@ class SequenceView:
             return self.positions
         return self.positions - self.cu_seqlens.long()[self.documents[self.positions]]
 
-    def mask(self, part: slice) -> torch.Tensor:
-        """bool `[len(part), S]`: which positions of the row some of this rank's tokens may attend to."""
+    def mask(self, part: slice, window: int | None = None) -> torch.Tensor:
+        """bool `[len(part), S]`: which positions of the row some of this rank's tokens may attend to.
+
+        Args:
+            part: Of `positions`.
+            window: Latest positions that a token attends to, its own included; None: all.
+        """
         queries = self.positions[part, None]
-        visible = torch.arange(self.length, device=queries.device) <= queries
+        keys = torch.arange(self.length, device=queries.device)
+        visible = keys <= queries
+        if window is not None:
+            visible &= keys > queries - window
         if self.documents is not None:
             visible &= self.documents[queries] == self.documents
         return visible

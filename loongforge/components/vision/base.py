@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loongforge.components.base import FamilyConfig
 from loongforge.config.errors import UserError
+from loongforge.parallel.images import ImageShape
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class VisionConfig(FamilyConfig):
     """An encoder from pixels `[N, 3, image_size, image_size]` to features `[N, P, output_size]`."""
+
+    any_size: ClassVar[bool] = False
+    """Whether images keep their own size; see `AnySizeVisionConfig`."""
 
     image_size: int
     """Height and width of the processed image in pixels."""
@@ -39,6 +44,21 @@ class VisionConfig(FamilyConfig):
     def num_image_tokens(self) -> int:
         """Feature vectors that one image gives to the projector (`P`)."""
         raise NotImplementedError
+
+    @property
+    def shape(self) -> ImageShape:
+        """What the encoder makes of an image of its size; the LLM's tokens are the projector's to say."""
+        edge = self.image_size // self.patch_size
+        return ImageShape(1, self.num_patches, self.num_image_tokens, 0, (1, edge, edge))
+
+    def example_shapes(self) -> list[ImageShape]:
+        """What the encoder makes of images of different kinds, for trials."""
+        return [self.shape]
+
+    @property
+    def pixel_row(self) -> tuple[int, ...]:
+        """Shape of the pixels of an image; of a patch where images keep their size."""
+        return 3, self.image_size, self.image_size
 
     @property
     def output_size(self) -> int:
@@ -78,6 +98,74 @@ class VisionConfig(FamilyConfig):
         """Forward FLOPs of one image."""
         raise NotImplementedError
 
+    def patch_flops(self) -> tuple[float, float]:
+        """Forward FLOPs of an image of p patches: (a, b) of `a p + b p^2`; of one size only, all of it is a."""
+        return self.flops() / self.num_patches, 0.0
+
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard of the module."""
         raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class AnySizeVisionConfig(VisionConfig):
+    """An encoder of images that keep their size: patches `[P, pixels of a patch]` of all images, and their shapes, to
+    features `[P, output_size]`, row by row of each image."""
+
+    any_size: ClassVar[bool] = True
+
+    image_size: int = 448
+    """Edge of the square image that `loongforge plan` counts with; images are resized within the limits below."""
+    merge_size: int = 2
+    """The edges of images are whole numbers of so many patches."""
+    temporal_patch_size: int = 2
+    """Frames of a video in a patch; an image fills them with copies of itself."""
+    min_pixels: int = 56 * 56
+    """Smaller images are enlarged to so many pixels."""
+    max_pixels: int = 14 * 14 * 4 * 1280
+    """Larger images are reduced to so many pixels."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Feature vectors of an image of `image_size`."""
+        return self.num_patches
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image is resized to (transformers `smart_resize`).
+
+        Raises:
+            ValueError: an image 200 times as long as wide.
+        """
+        if max(width, height) > 200 * min(width, height):
+            raise ValueError(f"an image of {width} x {height} pixels is more than 200 times as long as wide")
+        factor = self.patch_size * self.merge_size
+        to_width, to_height = (round(edge / factor) * factor for edge in (width, height))
+        if to_width * to_height > self.max_pixels:
+            scale = math.sqrt(width * height / self.max_pixels)
+            to_width, to_height = (max(factor, math.floor(e / scale / factor) * factor) for e in (width, height))
+        elif to_width * to_height < self.min_pixels:
+            scale = math.sqrt(self.min_pixels / (width * height))
+            to_width, to_height = (math.ceil(e * scale / factor) * factor for e in (width, height))
+        return to_width, to_height
+
+    def shape_of(self, width: int, height: int, frames: int = 1) -> ImageShape:
+        """What the encoder makes of an image of this size, or of so many frames of a video.
+
+        Raises:
+            ValueError: as `resized`.
+        """
+        to_width, to_height = self.resized(width, height)
+        steps = -(-frames // self.temporal_patch_size)
+        grid = (steps, to_height // self.patch_size, to_width // self.patch_size)
+        patches = math.prod(grid)
+        return ImageShape(patches, patches, patches, 0, grid)
+
+    def example_shapes(self) -> list[ImageShape]:
+        """Small images, upright, square and lying."""
+        edge = self.patch_size * self.merge_size
+        return [self.shape_of(width * edge, height * edge) for width, height in ((2, 2), (1, 3), (4, 1), (1, 1))]
+
+    @property
+    def pixel_row(self) -> tuple[int, ...]:
+        """Shape of the pixels of a patch."""
+        return (3 * self.temporal_patch_size * self.patch_size**2,)

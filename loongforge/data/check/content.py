@@ -74,7 +74,7 @@ class ContentRules:
                 else:
                     texts[-1] += part["text"]
             return texts
-        first, *rest = content.split(self._processor.image_token)
+        first, *rest = content.split(self._processor.placeholder)
         texts = [first, *(self._without(text, str.removeprefix) for text in rest)]
         return [*(self._without(text, str.removesuffix) for text in texts[:-1]), texts[-1]]
 
@@ -92,10 +92,10 @@ class ContentRules:
                 yield "special_token_in_text", f"{where} holds '{token}', which becomes a special token"
                 break
         foreign = _FOREIGN.search(text)
-        if foreign and foreign[0] != self._processor.image_token and foreign[0] not in self._special:
+        if foreign and foreign[0] != self._processor.placeholder and foreign[0] not in self._special:
             yield (
                 "foreign_placeholder",
-                f"{where} holds '{foreign[0]}', but the placeholder is '{self._processor.image_token}'",
+                f"{where} holds '{foreign[0]}', but the placeholder is '{self._processor.placeholder}'",
             )
         if "\ufffd" in text:
             yield "replacement_character", f"{where} holds U+FFFD after {_before(text, text.index(chr(0xFFFD)))!r}"

@@ -28,6 +28,7 @@ ERRORS = {
     "too_many_bytes": "more bytes than a sample may have",
     "undecodable_image": "an image that cannot be decoded, or is cut off",
     "image_too_large": "an image beyond the limit of pixels",
+    "image_too_long": "an image whose aspect ratio the encoder does not take",
     "template_refuses": "the chat template refuses it",
     "template_drops_text": "the chat template leaves out what a user says",
     "answer_not_learned": "the last answer is not learned whole",

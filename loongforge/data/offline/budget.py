@@ -11,6 +11,7 @@ import numpy as np
 from loongforge.data.balance import pack
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import SampleMeta
+from loongforge.parallel.images import total
 
 _LONG = 4  # a sample above this part of a row is long
 
@@ -22,8 +23,6 @@ class Budget:
     tokens: int
     patches: int | None = None
     """Of all images together; None: any number."""
-    patches_per_image: int = 1
-    """Of an image that the encoder sees."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Measured:
     @classmethod
     def of(cls, meta: SampleMeta, processor: SampleProcessor, budget: Budget) -> Measured:
         """From its metadata."""
-        images = sum(processor.units(meta.image_sizes))
-        return cls(meta.text_tokens + images * processor.num_image_tokens, images * budget.patches_per_image)
+        shapes = [shape for tiles in processor.images(meta.image_sizes) for shape in tiles]
+        return cls(meta.text_tokens + total(shapes, "tokens"), total(shapes, "patches"))
 
     def above(self, budget: Budget) -> str | None:
         """Why no row can hold it; None: one can."""

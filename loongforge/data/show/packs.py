@@ -20,20 +20,19 @@ def pack_lines(arrangement: Arrangement, loads: Sequence[Load], ids: Sequence[st
     lines = []
     for replica, row in enumerate(arrangement.cells):
         for number, cell in enumerate(row):
-            documents = [_document(sample, loads[sample], ids[sample], arrangement, rules) for sample in cell]
-            used = sum(rules.length(loads[sample]) for sample in cell)
+            documents = [_document(sample, loads[sample], ids[sample], arrangement) for sample in cell]
+            used = sum(loads[sample].tokens for sample in cell)
             where = f"replica {replica}, micro-batch {number}"
             lines.append(f"{where}: {used} of {rules.token_budget} tokens | " + " | ".join(documents))
     return lines
 
 
-def _document(sample: int, load: Load, name: str, arrangement: Arrangement, rules: Rules) -> str:
-    text = f"{visible(name)} {rules.length(load)}"
-    if not load.units:
+def _document(sample: int, load: Load, name: str, arrangement: Arrangement) -> str:
+    text = f"{visible(name)} {load.tokens}"
+    if not load.images:
         return text
-    images = f"{len(load.units)} image(s)" + (
-        f" in {sum(load.units)} tiles" if sum(load.units) > len(load.units) else ""
-    )
+    number, tiles = len(load.images), len(load.shapes)
+    images = f"{number} image(s)" + (f" in {tiles} tiles" if tiles > number else "")
     if arrangement.encoders is not None:
         replicas = sorted(set(arrangement.encoders[sample].tolist()))
         images += f" encoded by {', '.join(map(str, replicas))}"

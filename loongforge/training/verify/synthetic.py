@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import torch
 
 from loongforge.data.batch import IGNORE, Batch
+from loongforge.parallel.images import ImageShape, Shapes, total
 
 IMAGE_TOKEN = 3
 _FIRST_TEXT_TOKEN = 4
@@ -20,21 +21,31 @@ class SyntheticData:
     Args:
         samples: Of a global batch.
         vocab_size: Of the model.
-        image_size: Pixels of an edge; 0 for a text-only model.
-        tokens_per_image: LLM tokens of an image.
+        kinds: What images become, one kind after another; none for a text-only model.
+        pixel_row: Shape of a row of the tensor of pixels: `(3, height, width)`, or `(numbers of a patch,)`.
+        any_size: Whether images differ.
     """
 
-    def __init__(self, *, samples: int, vocab_size: int, image_size: int, tokens_per_image: int) -> None:
-        self.samples, self.vocab_size, self.image_size = samples, vocab_size, image_size
-        self.tokens_per_image = tokens_per_image
-        self.longest = 6 * (tokens_per_image + 4)
+    def __init__(
+        self,
+        *,
+        samples: int,
+        vocab_size: int,
+        kinds: Shapes = (),
+        pixel_row: tuple[int, ...] = (),
+        any_size: bool = False,
+    ) -> None:
+        self.samples, self.vocab_size = samples, vocab_size
+        self.kinds, self.pixel_row, self.any_size = kinds, pixel_row, any_size
+        self.longest = 6 * (max((kind.tokens for kind in kinds), default=0) + 4)
 
     def global_batch(self, step: int, multiple: int) -> Batch:
         """Samples of different lengths, padded to a multiple of `multiple` tokens."""
         generator = torch.Generator().manual_seed(step)
-        pattern = _IMAGES[step % len(_IMAGES)] if self.image_size else (0,)
-        counts = [pattern[i % len(pattern)] for i in range(self.samples)]
-        texts = [self._sample(count, generator) for count in counts]
+        pattern = _IMAGES[step % len(_IMAGES)] if self.kinds else (0,)
+        kinds = cycle(self.kinds)
+        images = [[next(kinds) for _ in range(pattern[i % len(pattern)])] for i in range(self.samples)]
+        texts = [self._sample(shapes, generator) for shapes in images]
         length = -(-self.longest // multiple) * multiple
         tokens = torch.full((self.samples, length), _FIRST_TEXT_TOKEN)
         labels = torch.full((self.samples, length), IGNORE)
@@ -42,15 +53,17 @@ class SyntheticData:
             tokens[row, : len(ids)] = ids
             answer = int(torch.randint(1, 5, (), generator=generator))
             labels[row, len(ids) - 1 - answer : len(ids) - 1] = ids[-answer:]
-        images = torch.randn(sum(counts), 3, self.image_size, self.image_size, generator=generator)
+        shapes = [shape for part in images for shape in part]
+        pixels = torch.randn(total(shapes, "pixels"), *self.pixel_row, generator=generator)
         lengths = torch.tensor([len(ids) for ids in texts])
-        return Batch(tokens, labels, images, lengths, [str(i) for i in range(self.samples)])
+        names = [str(i) for i in range(self.samples)]
+        return Batch(tokens, labels, pixels, lengths, names, shapes=shapes if self.any_size else None)
 
-    def _sample(self, images: int, generator: torch.Generator) -> torch.Tensor:
+    def _sample(self, images: Shapes, generator: torch.Generator) -> torch.Tensor:
         """Text, images with text between them, and at least five tokens of text at the end."""
         pieces = []
-        for _ in range(images):
-            pieces += [self._text(1, 5, generator), torch.full((self.tokens_per_image,), IMAGE_TOKEN)]
+        for image in images:
+            pieces += [self._text(1, 5, generator), torch.full((image.tokens,), IMAGE_TOKEN)]
         used = sum(map(len, pieces))
         return torch.cat([*pieces, self._text(5, max(6, self.longest - used), generator)])[: self.longest]
 
@@ -60,15 +73,26 @@ class SyntheticData:
 
     def micro_batches(self, whole: Batch, size: int, replica: int, dp: int) -> list[Batch]:
         """A data-parallel replica's part of a global batch, in micro-batches of `size` samples."""
-        counts = (whole.tokens == IMAGE_TOKEN).sum(1) // max(self.tokens_per_image, 1)
-        first_image = [0, *counts.cumsum(0).tolist()]
-        parts = []
+        images = self._images(whole)
+        parts, before = [], [total([s for row in images[:i] for s in row], "pixels") for i in range(len(images) + 1)]
         for number in range(len(whole.ids) // size // dp):
             first = (number * dp + replica) * size
             rows = slice(first, first + size)
-            images = whole.images[first_image[first] : first_image[first + size]]
-            parts.append(Batch(whole.tokens[rows], whole.labels[rows], images, whole.lengths[rows], whole.ids[rows]))
+            pixels = whole.images[before[first] : before[first + size]]
+            shapes = [shape for row in images[rows] for shape in row] if self.any_size else None
+            texts = whole.tokens[rows], whole.labels[rows]
+            parts.append(Batch(*texts, pixels, whole.lengths[rows], whole.ids[rows], shapes=shapes))
         return parts
+
+    def _images(self, whole: Batch) -> list[list[ImageShape]]:
+        """Of each sample."""
+        shapes = iter(whole.shapes or cycle(self.kinds))
+        found: list[list[ImageShape]] = []
+        for tokens in (whole.tokens == IMAGE_TOKEN).sum(1).tolist():
+            found.append([])
+            while total(found[-1], "tokens") < tokens:
+                found[-1].append(next(shapes))
+        return found
 
 
 def packed(batch: Batch) -> Batch:
@@ -82,4 +106,5 @@ def packed(batch: Batch) -> Batch:
     if borders[-1] < length:
         borders.append(length)
     cu_seqlens = torch.tensor(borders, dtype=torch.int32)
-    return Batch(tokens, labels, batch.images, torch.tensor([borders[-1]]), batch.ids, cu_seqlens)
+    lengths = torch.tensor([borders[-1]])
+    return Batch(tokens, labels, batch.images, lengths, batch.ids, cu_seqlens, shapes=batch.shapes)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.sharding import gather_parameters, global_parameters
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.schema import Config
@@ -17,7 +18,7 @@ from loongforge.data.batch import IGNORE, Batch
 from loongforge.model.assembly import build_model
 from loongforge.model.checks import micro_batch_size
 from loongforge.model.execution import Runner
-from loongforge.model.flops import image_tokens
+from loongforge.model.flops import differ_in_size
 from loongforge.model.vlm import VisionLanguageModel
 from loongforge.parallel.groups import Groups
 from loongforge.parallel.session import gather_lists, sum_over_world
@@ -30,13 +31,17 @@ from loongforge.training.weights import load_initial_weights
 
 def synthetic_data(config: Config) -> SyntheticData:
     """Batches for a small recipe."""
-    llm, vision = config.model.llm, config.model.vision
+    llm, vision, projector = config.model.llm, config.model.vision, config.model.projector
     assert isinstance(llm, LLMConfig)
+    samples, vocab_size = config.trainer.global_batch_size, llm.vocab_size
+    if not isinstance(vision, VisionConfig) or not isinstance(projector, ProjectorConfig):
+        return SyntheticData(samples=samples, vocab_size=vocab_size)
     return SyntheticData(
-        samples=config.trainer.global_batch_size,
-        vocab_size=llm.vocab_size,
-        image_size=vision.image_size if isinstance(vision, VisionConfig) else 0,
-        tokens_per_image=image_tokens(config.model),
+        samples=samples,
+        vocab_size=vocab_size,
+        kinds=[projector.shape(kind) for kind in vision.example_shapes()],
+        pixel_row=vision.pixel_row,
+        any_size=differ_in_size(config.model),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,11 +16,48 @@ from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from loongforge.components.context import BuildContext
 from loongforge.components.llm.llama import rope
 from loongforge.components.llm.llama.config import LlamaConfig
+from loongforge.components.llm.llama.qwen3_moe import Qwen3MoeConfig
+from loongforge.components.llm.stages import stage_sizes
 from loongforge.components.transformer.attention import gather_chunks
 from loongforge.components.transformer.cross_entropy import vocab_parallel_losses
+from loongforge.components.transformer.experts import ExpertFeedForward, ExpertSizes
 from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
 from loongforge.components.transformer.linear import ColumnLinear
+from loongforge.components.transformer.mlp import FeedForward
 from loongforge.components.transformer.sequence import SequenceView
+
+
+def _window_sizes(config: LlamaConfig) -> dict[str, Any]:
+    """In megatron-core's words: positions before a token's own, and which layers have the window."""
+    if config.sliding_window is None:
+        return {}
+    chosen = [int(window is not None) for window in config.windows]
+    return {"window_size": (config.sliding_window - 1, 0), "window_attn_skip_freq": chosen}
+
+
+def _uneven_stages(num_layers: int, pp: int) -> dict[str, int]:
+    if num_layers % pp == 0:
+        return {}
+    first, *_, last = stage_sizes(num_layers, pp)
+    return {"num_layers_in_first_pipeline_stage": first, "num_layers_in_last_pipeline_stage": last}
+
+
+def _feed_forward(config: LlamaConfig, context: BuildContext, layer: int) -> type:
+    """The class of a layer's feed-forward part."""
+    if not isinstance(config, Qwen3MoeConfig) or not config.has_experts(layer):
+        return FeedForward.over(context.groups.tp)
+    sizes = ExpertSizes(
+        config.num_experts, config.experts_per_token, config.expert_hidden_size, config.norm_expert_weights
+    )
+    return ExpertFeedForward.over(context.groups, sizes)
+
+
+def _mixed_layers(config: LlamaConfig) -> dict[str, bool]:
+    """Checkpoints stack layers of one kind into one tensor; layers of two kinds are kept apart."""
+    if not isinstance(config, Qwen3MoeConfig):
+        return {}
+    kinds = {config.has_experts(layer) for layer in range(config.num_layers)}
+    return {"hetereogenous_dist_checkpoint": len(kinds) > 1}
 
 
 class LlamaModel(LanguageModule):
@@ -43,12 +81,17 @@ class LlamaModel(LanguageModule):
             qk_layernorm=config.qk_norm,
             normalization="RMSNorm",
             layernorm_epsilon=config.norm_eps,
+            **_window_sizes(config),
+            **_uneven_stages(config.num_layers, context.pp),
+            **_mixed_layers(config),
         )
         super().__init__(sizes, context.groups)
         self.vocab_size = config.vocab_size
         self.pre_process, self.post_process = context.first_stage, context.last_stage
         self.share_embeddings_and_output_weights = config.tie_embeddings
         self.register_buffer("rope_frequencies", rope.inverse_frequencies(config), persistent=False)
+        self.register_buffer("rope_axes", rope.frequency_axes(config), persistent=False)
+        self.rope_scale = config.rope_scaling.scale if config.rope_scaling else 1.0
         if self.pre_process:
             self.embedding = LanguageModelEmbedding(
                 sizes,
@@ -59,7 +102,8 @@ class LlamaModel(LanguageModule):
                 tp_group=context.groups.tp,
             )
         self.cp_group = context.groups.cp
-        self.decoder = transformer_block(sizes, context, causal=True, qk_norm=config.qk_norm)
+        feed_forward = functools.partial(_feed_forward, config, context)
+        self.decoder = transformer_block(sizes, context, causal=True, qk_norm=config.qk_norm, feed_forward=feed_forward)
         if self.post_process:
             self.output_layer = self._output_layer(config, context)
         self.setup_embeddings_and_output_layer()
@@ -97,6 +141,11 @@ class LlamaModel(LanguageModule):
                 dp_cp_group=group,
             )
 
+    @property
+    def position_axes(self) -> bool:
+        """Whether positions in an image have three axes."""
+        return self.rope_axes is not None
+
     def set_input_tensor(self, input_tensor: torch.Tensor) -> None:
         """Takes the previous stage's output (called by megatron-core's schedules)."""
         self.decoder.set_input_tensor(input_tensor)
@@ -118,7 +167,11 @@ class LlamaModel(LanguageModule):
         Returns:
             Hidden states `[S, B, H]` of this rank's positions; under sequence parallelism its part of them.
         """
-        rotary = rope.cos_sin(self.rope_frequencies, view.within_document)
+        if self.position_axes and view.axes is not None:
+            rotary = rope.cos_sin_of_axes(self.rope_frequencies, view.axes[..., view.positions], self.rope_axes)
+        else:
+            rotary = rope.cos_sin(self.rope_frequencies, view.within_document)
+        rotary = rotary * self.rope_scale
         return self.decoder(embeddings, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=view)
 
     def whole(self, hidden: torch.Tensor) -> torch.Tensor:

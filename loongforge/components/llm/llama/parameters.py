@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def parameter_sizes(config: LlamaConfig) -> dict[str, ParameterSize]:
-    """By global name."""
+    """By global name; empty for layers with experts."""
+    if any(config.feed_forward(layer).experts for layer in range(config.num_layers)):
+        return {}
     table, last = config.vocab_size * config.hidden_size, config.num_layers - 1
     ends = (0, last) if config.tie_embeddings else (0,)
     found = {"embedding.word_embeddings.weight": ParameterSize(table, divided=True, layers=ends)}

@@ -1,0 +1,1 @@
+"""The patch merger of Qwen2-VL."""
