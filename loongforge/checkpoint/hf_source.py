@@ -105,7 +105,8 @@ class HFSource:
         return rule.join([self.folder.read(name, axis=shard.axis, part=shard.rank, parts=shard.tp) for name in pieces])
 
     def _rows_missing(self, name: str, shard: Shard) -> bool:
-        return len(shard.shape) == 2 and self.folder.tensors[name].shape[0] < shard.shape[0]
+        stored = self.folder.tensors[name].shape
+        return len(shard.shape) == len(stored) == 2 and stored[0] < shard.shape[0]
 
     def _grown(self, name: str, shard: Shard) -> torch.Tensor:
         """Rows of a grown vocabulary: those of new tokens are the mean of all old ones."""

@@ -156,6 +156,11 @@ class DataConfig:
     placeholder: str | None = None
     """What stands for an image in the text of messages; null: `image_token`. With a placeholder of its own the chat
     template writes what it writes around images (`<image>` for Qwen2-VL, whose token is `<|image_pad|>`)."""
+    image_begin: str | None = None
+    """Text before the tokens of an image, all its tiles together, that the chat template does not write (`<img>` for
+    InternVL)."""
+    image_end: str | None = None
+    """Text after them (`</img>`)."""
     max_tiles: int = 1
     """Above 1: an image is cut into at most so many tiles of the encoder's size, in the grid nearest to its aspect
     ratio (as InternVL does), so that large images keep their detail. A tile takes as many tokens as an image."""

@@ -78,6 +78,11 @@ class ViTConfig(VisionConfig):
         return False
 
     @property
+    def class_token_shape(self) -> tuple[int, ...]:
+        """A vector in some checkpoints, a matrix of one row in others, which is subject to weight decay."""
+        return (self.hidden_size,)
+
+    @property
     def has_patch_bias(self) -> bool:
         """Whether the patch embedding has a bias."""
         return True

@@ -69,7 +69,7 @@ def _embeddings(config: ViTConfig) -> list[Rule]:
         Rule("patch_embedding.weight", (f"{patch}.weight",), lambda t: t[0].flatten(1), convolution),
         Rule("patch_embedding.bias", (f"{patch}.bias",)),
         Rule("position_embedding", ("embeddings.position_embeddings",), lambda t: t[0].squeeze(0), lambda t: [t[None]]),
-        Rule("class_token", ("embeddings.cls_token",), lambda t: t[0].flatten(), lambda t: [t[None, None]]),
+        Rule("class_token", ("embeddings.cls_token",), lambda t: t[0].squeeze(0), lambda t: [t[None]]),
         *_both("decoder.final_layernorm", "layernorm"),
     ]
 

@@ -43,6 +43,11 @@ class InternViTConfig(ViTConfig):
         return True
 
     @property
+    def class_token_shape(self) -> tuple[int, ...]:
+        """A matrix of one row."""
+        return (1, self.hidden_size)
+
+    @property
     def has_post_norm(self) -> bool:
         """The norm belongs to the last layer's output, not to hidden states before it."""
         return self.post_norm and self.built_layers == self.num_layers

@@ -58,7 +58,7 @@ class VisionTransformer(MegatronModule):
         self.drop_first = int(config.has_class_token) + config.num_registers
         self.patch_embedding = PatchEmbedding(config, dtype)
         self.position_embedding = torch.nn.Parameter(torch.empty(config.num_positions, width, dtype=dtype))
-        self.class_token = _vectors(width, dtype=dtype) if config.has_class_token else None
+        self.class_token = _vectors(*config.class_token_shape, dtype=dtype) if config.has_class_token else None
         self.registers = _vectors(config.num_registers, width, dtype=dtype) if config.num_registers else None
         self.pre_norm = TorchNorm(sizes, width, config.norm_eps) if config.has_pre_norm else None
         self.decoder = transformer_block(
