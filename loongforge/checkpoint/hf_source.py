@@ -100,7 +100,7 @@ class HFSource:
         if len(pieces) == 1 and self._rows_missing(pieces[0], shard):
             return self._grown(pieces[0], shard)
         # parts of stacked tensors make up a part of ours where ours divides each of them on its own
-        if shard.axis is None or not rule.reads_parts or (rule.join is torch.cat and not shard.gated):
+        if shard.axis is None or not rule.reads_parts(shard.tp) or (rule.join is torch.cat and not shard.gated):
             return shard.take(rule.join([self.folder.read(name) for name in pieces]))
         return rule.join([self.folder.read(name, axis=shard.axis, part=shard.rank, parts=shard.tp) for name in pieces])
 

@@ -18,6 +18,7 @@ def run(argv: Sequence[str]) -> int:
 
     parser = Parser("eval", "Scores a trained model: loss and exact match on held-out data.", _EXAMPLES)
     add_checkpoint_options(parser)
+    parser.add_argument("--json", action="store_true", help="a line per sample, for machines")
     parser.add_argument("--data", metavar="FILE", help="JSONL or shards; default: the recipe's data.eval")
     args = parser.parse(argv)
     entry = "loongforge.inference.commands:evaluate"

@@ -18,6 +18,7 @@ VERBS = {
     "eval": "score a trained model on held-out data",
     "generate": "ask a trained model about images",
     "export": "write a trained model as a folder that transformers loads",
+    "chat": "talk with a trained model about images",
     "data": "build the embedded data sets; index, check and show data",
     "recipes": "list, show and copy recipes",
     "components": "list what a model can be made of",

@@ -41,8 +41,8 @@ def find_processes(config: Config) -> Processes:
     return Processes(config.launcher.nproc or select(config.backend).device_count(), None)
 
 
-def check_fit(config: Config, size: int) -> Layout:
-    """The layout on so many ranks, after checking that model and batch fit it.
+def check_fit(config: Config, size: int, *, trains: bool = True) -> Layout:
+    """The layout on so many ranks, after checking that the model fits it, and where it trains the batch.
 
     Raises:
         UserError: everything that does not fit.
@@ -54,7 +54,7 @@ def check_fit(config: Config, size: int) -> Layout:
     except UserError as error:
         raise UserError(f"{error}{_undividable(config)}{_nearest(config, size)}") from error
     try:
-        check_model(config, layout)
+        check_model(config, layout, trains=trains)
     except UserError as error:
         raise UserError(f"{error}{_nearest(config, size)}") from error
     return layout

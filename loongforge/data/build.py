@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loongforge.config.errors import UserError
+from loongforge.data.any_resolution import AnyResolutionImageProcessor
 from loongforge.data.any_size import AnySizeImageProcessor
 from loongforge.data.images import ImageProcessor
 from loongforge.data.processing import SampleProcessor
@@ -75,6 +76,8 @@ def _image_processor(
     if vision.any_size:
         assert projector is not None
         return AnySizeImageProcessor(vision, projector)  # type: ignore[arg-type]
+    if projector is not None and projector.cuts_images:
+        return AnyResolutionImageProcessor(vision, projector)  # type: ignore[arg-type]
     return ImageProcessor(
         *(vision.image_size, vision.image_mean, vision.image_std, vision.image_resize),
         max_tiles=data.max_tiles,

@@ -115,7 +115,7 @@ class EvalLoader:
         except SampleError:  # a sample that `data.too_long=truncate_text` has cut
             return None
         pixels = self.processor.normalise(sample.pixels)
-        question, reference = (_plain(message["content"]) for message in (prompt[-1], answer))
+        question, reference = (plain(message["content"]) for message in (prompt[-1], answer))
         return Example(raw.id, question, reference, ids, pixels, shapes_of([sample], self.processor))
 
     def _continuation(self, raw: RawSample, sample: ProcessedSample) -> Example:
@@ -144,7 +144,8 @@ def spread(total: int, number: int) -> list[int]:
     return [i * total // number for i in range(number)]
 
 
-def _plain(content: str | list[dict[str, str]]) -> str:
+def plain(content: str | list[dict[str, str]]) -> str:
+    """A message's content as text with placeholders."""
     if isinstance(content, str):
         return content
     return "".join(part["text"] if part["type"] == "text" else "<image>" for part in content)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from loongforge.config.errors import UserError
 from loongforge.data.batch import BadSample
-from loongforge.data.processed import ProcessedSample
+from loongforge.data.processed import Encoded, ProcessedSample
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import Location, RawSample, SampleError, SampleMeta
 from loongforge.data.sources import Source
@@ -17,6 +18,9 @@ Result = TypeVar("Result")
 
 CACHE_BYTES = 128 << 20
 """What a fetcher remembers at most. Processing anew in every epoch can cost more than a training step does."""
+
+
+_MEASURED_BYTES = 32 << 20
 
 
 class BadSampleError(SampleError):
@@ -46,6 +50,31 @@ class BadSampleError(SampleError):
         )
 
 
+class _Measured:
+    """Tokens of the samples that were measured last, so that they need not be found again."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int], Encoded] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def put(self, place: tuple[int, int], encoded: Encoded) -> None:
+        """The oldest make room."""
+        with self._lock:
+            if place not in self._found:
+                self._found[place] = encoded
+                self._bytes += encoded.nbytes
+            while self._bytes > _MEASURED_BYTES:
+                self._bytes -= self._found.pop(next(iter(self._found))).nbytes
+
+    def take(self, place: tuple[int, int]) -> Encoded | None:
+        """None where they are not known."""
+        with self._lock:
+            encoded = self._found.pop(place, None)
+            self._bytes -= encoded.nbytes if encoded is not None else 0
+            return encoded
+
+
 class SampleFetcher:
     """Loads and processes samples of several sources. Safe to use from several threads."""
 
@@ -54,6 +83,7 @@ class SampleFetcher:
         self.processor = processor
         self._cache: dict[tuple[int, int, tuple[int, ...] | None], ProcessedSample] = {}
         self._room = CACHE_BYTES
+        self._measured = _Measured()
 
     def fetch(self, source: int, index: int, only: tuple[int, ...] | None = None) -> ProcessedSample:
         """One processed sample, of whose images `only` those numbers are decoded (None: all).
@@ -65,7 +95,8 @@ class SampleFetcher:
         known = self._cache.get((source, index, only))
         if known is not None:
             return known
-        sample = self.apply(source, index, partial(self.processor, only=only))
+        encoded = self._measured.take((source, index))
+        sample = self.apply(source, index, partial(self.processor, only=only, encoded=encoded))
         size = sample.nbytes
         if size <= self._room:  # no eviction: in a shuffled epoch every sample is as likely as any other to come next
             self._room -= size
@@ -89,7 +120,14 @@ class SampleFetcher:
         Raises:
             BadSampleError, UserError: as `fetch`, but what only decoding an image shows, unless `decode`.
         """
-        return self.apply(source, index, partial(self.processor.measure, decode=decode))
+
+        def process(raw: RawSample) -> SampleMeta:
+            encoded = self.processor.encode(raw)
+            meta = self.processor.measure(raw, decode=decode, encoded=encoded)
+            self._measured.put((source, index), encoded)  # what is measured is often fetched next
+            return meta
+
+        return self.apply(source, index, process)
 
     def apply(self, source: int, index: int, process: Callable[[RawSample], Result]) -> Result:
         """What `process` makes of a sample as its source has it; a SampleError gets to know its sample."""

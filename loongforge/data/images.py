@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from loongforge.data.sample import SampleError
+from loongforge.data.video import is_video
 from loongforge.parallel.images import ImageShape
 
 MAX_PIXELS = 89_478_485
@@ -63,7 +64,7 @@ class ImageProcessor:
         """What decides how many tokens an image has, for index files."""
         return [self.image_size, self.resize, self.max_tiles, self.thumbnail]
 
-    def size(self, content: bytes) -> tuple[int, int]:
+    def size(self, content: bytes) -> tuple[int, ...]:
         """Width and height of an encoded image, turned upright, from its header.
 
         Raises:
@@ -77,9 +78,9 @@ class ImageProcessor:
         columns, rows = tile_grid(width, height, self.image_size, self.max_tiles)
         return columns * rows + int(self.thumbnail and columns * rows > 1)
 
-    def shapes(self, width: int, height: int, tile: ImageShape) -> tuple[ImageShape, ...]:
-        """What the encoder sees of an image of this size, where it sees tiles of one size."""
-        return (tile,) * self.units(width, height)
+    def shapes(self, size: tuple[int, ...], tile: ImageShape) -> tuple[ImageShape, ...]:
+        """What the encoder sees of an image of a size from `size`, where it sees tiles of one size."""
+        return (tile,) * self.units(size[0], size[1])
 
     def tiles(self, content: bytes) -> list[np.ndarray]:
         """What the encoder sees of an image: uint8 `[image_size, image_size, 3]` each, row by row, the thumbnail last.
@@ -121,6 +122,8 @@ class ImageProcessor:
     @contextmanager
     def _open(self, content: bytes) -> Iterator[Image.Image]:
         """An image whose header is read and whose size is allowed, also once it is resized."""
+        if is_video(content):
+            raise SampleError("it has a video, which this encoder does not take", problem="undecodable_image")
         try:
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 _check_pixels(*image.size)
@@ -170,7 +173,7 @@ def tile_grid(width: int, height: int, size: int, most: int) -> tuple[int, int]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Three channels; transparent parts become white."""
     if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 

@@ -74,7 +74,9 @@ class TrainLoader:
         self._steps: PackedSteps | PaddedSteps
         if packing is not None:
             assert part is not None
-            table = MetadataTable(self.sources, processor, decode=good.skip, index_dir=data.index_dir)
+            table = MetadataTable(
+                self.sources, processor, decode=good.skip, index_dir=data.index_dir, fetcher=self.fetcher
+            )
             self._steps = PackedSteps(good, self.fetcher, table, packing, part, global_batch_size)
         else:
             self._steps = PaddedSteps(

@@ -13,6 +13,7 @@ from loongforge.data.sample import SampleMeta
 from loongforge.data.sources.cache import smallest
 
 _BAD = -1
+_NUMBERS = 4  # of an image or a video: width, height, frames, frames in 1000 seconds
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Totals:
 
 
 class MetaColumns:
-    """Metadata of numbered samples: 20 bytes each and 8 for every image. Safe to use from several threads."""
+    """Metadata of numbered samples: 20 bytes each and 16 for every image. Safe to use from several threads."""
 
     def __init__(self, size: int):
         """Room for `size` samples, of which nothing is known yet; memory is taken as they come."""
@@ -35,7 +36,7 @@ class MetaColumns:
         self._labels = np.zeros(size, np.int32)
         self._counts = np.zeros(size, np.int32)
         self._firsts = np.zeros(size, np.int64)  # into _sizes
-        self._sizes = np.zeros((256, 2), np.int32)
+        self._sizes = np.zeros((256, _NUMBERS), np.int32)
         self._used = 0
         self._problems: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -84,7 +85,7 @@ class MetaColumns:
             if text == _BAD:
                 return SampleMeta(0, 0, (), self._problems[index])
             first, count = int(self._firsts[index]), int(self._counts[index])
-            sizes = tuple((width, height) for width, height in self._sizes[first : first + count].tolist())
+            sizes = tuple(tuple(size if size[2] else size[:2]) for size in self._sizes[first : first + count].tolist())
             return SampleMeta(text, int(self._labels[index]), sizes) if text else None
 
     def put(self, index: int, meta: SampleMeta) -> None:
@@ -101,10 +102,10 @@ class MetaColumns:
             self._append(meta.image_sizes)
             self._text[index] = meta.text_tokens
 
-    def _append(self, sizes: Sequence[tuple[int, int]]) -> None:
+    def _append(self, sizes: Sequence[tuple[int, ...]]) -> None:
         end = self._used + len(sizes)
         if end > len(self._sizes):
-            self._sizes = np.concatenate([self._sizes, np.zeros((max(end, len(self._sizes)), 2), np.int32)])
+            self._sizes = np.concatenate([self._sizes, np.zeros((max(end, len(self._sizes)), _NUMBERS), np.int32)])
         if sizes:
-            self._sizes[self._used : end] = sizes
+            self._sizes[self._used : end] = [(*size, 0, 0)[:_NUMBERS] for size in sizes]
         self._used = end

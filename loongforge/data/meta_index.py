@@ -18,7 +18,7 @@ from loongforge.data.sources import Source
 from loongforge.data.sources.cache import cache_path, read_arrays, read_header, write_arrays
 from loongforge.data.sources.files import stamp
 
-_VERSION = 1
+_VERSION = 2
 _vocabularies: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # hashing a large one takes a tenth of a second
 
 

@@ -29,6 +29,7 @@ class MetadataTable:
         *,
         decode: bool = False,
         index_dir: str | None = None,
+        fetcher: SampleFetcher | None = None,
     ):
         """Args:
 
@@ -38,8 +39,9 @@ class MetadataTable:
             headers are read, and an image that is broken behind its header is found when it is fetched.
         index_dir: `data.index_dir`. An index that does not fit data, tokenizer or recipe is told in the log once for
             each reason, and not used.
+        fetcher: of the same sources, which gets to know the tokens of what is measured; None: one of its own.
         """
-        self._fetcher = SampleFetcher(sources, processor)
+        self._fetcher = fetcher if fetcher is not None else SampleFetcher(sources, processor)
         self._decode = decode
         self._index_dir = index_dir
         self._columns: list[list[MetaColumns | None]] = [[None] * len(source.parts) for source in sources]

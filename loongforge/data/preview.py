@@ -64,9 +64,16 @@ def preview(sample: ProcessedSample, processor: SampleProcessor, raw: RawSample 
         num_learned=len(learned),
         learned_text=processor.decode(learned.tolist()),
         roles=_roles(sample, pieces, processor, raw) if raw is not None else {},
-        pixels=sample.pixels,
-        units=sample.units,
+        pixels=[tile for pixels in sample.pixels for tile in (pixels if pixels.ndim == 4 else [pixels])],
+        units=_tiles(sample),
     )
+
+
+def _tiles(sample: ProcessedSample) -> tuple[int, ...]:
+    """Of each image; where the encoder takes an image's tiles together, as many as there are pictures."""
+    if not any(pixels.ndim == 4 for pixels in sample.pixels):
+        return sample.units
+    return tuple(len(pixels) for pixels in sample.pixels)
 
 
 def _pieces(sample: ProcessedSample, images: dict[int, int], processor: SampleProcessor) -> list[Piece]:

@@ -20,6 +20,10 @@ def num_tokens(tiles: Tiles) -> int:
     return sum(tile.tokens for tile in tiles)
 
 
+_OBJECTS = 1000
+"""Bytes of the objects around a sample's arrays; more than those of a short text."""
+
+
 @dataclass(frozen=True)
 class ProcessedSample:
     """A sample ready for a batch; T tokens."""
@@ -57,8 +61,8 @@ class ProcessedSample:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the arrays take."""
-        return self.ids.nbytes + self.learned.nbytes + sum(image.nbytes for image in self.pixels)
+        """Memory that it takes, about."""
+        return _OBJECTS + self.ids.nbytes + self.learned.nbytes + sum(image.nbytes for image in self.pixels)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,13 @@ class Encoded:
     learned: np.ndarray
     num_cut: int = 0
     ends: tuple[int, ...] = ()
+    images: tuple[Tiles, ...] = ()
     """See `ProcessedSample`, as for the others."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        return _OBJECTS + self.ids.nbytes + self.learned.nbytes
 
 
 def documents(raw: RawSample, done: ProcessedSample) -> Iterator[tuple[RawSample, ProcessedSample]]:

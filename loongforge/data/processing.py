@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,21 +84,32 @@ class SampleProcessor:
             return np.zeros((0, 3, 0, 0), np.float32)
         return self.image_processor.normalise(pixels)
 
-    def __call__(self, sample: RawSample, *, only: Collection[int] | None = None) -> ProcessedSample:
+    def __call__(
+        self, sample: RawSample, *, only: Collection[int] | None = None, encoded: Encoded | None = None
+    ) -> ProcessedSample:
         """Processes one sample.
 
         Args:
             sample: As read.
             only: Images (tiles) that the encoder sees and that are to be decoded, by number; None: all.
+            encoded: Its tokens, from `encode`; None: they are found.
 
         Raises:
             SampleError: this sample cannot be learned from.
             UserError: no sample can, because the chat template does not fit.
         """
+        row = encoded if encoded is not None else self.encode(sample)
+        pixels, names = self._pixels(sample, row.images, only), tuple(document.id for document in sample.documents)
+        return ProcessedSample(sample.id, row.ids, row.learned, pixels, row.num_cut, row.images, names, row.ends)
+
+    def encode(self, sample: RawSample) -> Encoded:
+        """Its tokens.
+
+        Raises:
+            SampleError, UserError: as `__call__`, but for images.
+        """
         images = self._known_images(sample)
-        row = self._encode(sample, images)
-        pixels, names = self._pixels(sample, images, only), tuple(document.id for document in sample.documents)
-        return ProcessedSample(sample.id, row.ids, row.learned, pixels, row.num_cut, tuple(images), names, row.ends)
+        return replace(self._encode(sample, images), images=tuple(images))
 
     @property
     def any_size(self) -> bool:
@@ -109,7 +121,7 @@ class SampleProcessor:
         """Whether an image's size decides how many tokens it has."""
         return self.any_size or (self.image_processor is not None and self.image_processor.max_tiles > 1)
 
-    def images(self, sizes: Sequence[tuple[int, int]]) -> list[Tiles]:
+    def images(self, sizes: Sequence[tuple[int, ...]]) -> list[Tiles]:
         """What images of these sizes become.
 
         Raises:
@@ -117,7 +129,7 @@ class SampleProcessor:
         """
         if self.image_processor is None or not self._reads_sizes:
             return [(self._tile,)] * len(sizes)
-        return [self.image_processor.shapes(*size, self._tile) for size in sizes]
+        return [self.image_processor.shapes(size, self._tile) for size in sizes]
 
     def read_image(self, content: bytes) -> tuple[Tiles, list[np.ndarray]]:
         """What an encoded image becomes, and its pixels, for `normalise`.
@@ -134,7 +146,7 @@ class SampleProcessor:
         """What the images of a sample become; headers are read where they matter."""
         return self.images(self._sizes(sample) if self._reads_sizes else [(0, 0)] * len(sample.images))
 
-    def _sizes(self, sample: RawSample) -> list[tuple[int, int]]:
+    def _sizes(self, sample: RawSample) -> list[tuple[int, ...]]:
         images = self.image_processor
         return [images.size(content) for content in self._contents(sample)] if images is not None else []
 
@@ -153,21 +165,21 @@ class SampleProcessor:
             found += [tiles[place] for place in places]
         return found
 
-    def measure(self, sample: RawSample, *, decode: bool = False) -> SampleMeta:
+    def measure(self, sample: RawSample, *, decode: bool = False, encoded: Encoded | None = None) -> SampleMeta:
         """What processing a sample would give, from its text and the headers of its images.
 
         Args:
             sample: as a source hands it out.
             decode: process the images as well, so that every error of `__call__` is found.
+            encoded: as for `__call__`.
 
         Raises:
             SampleError, UserError: as `__call__`.
         """
-        images = self._known_images(sample)
-        row = self._encode(sample, images)
+        row = encoded if encoded is not None else self.encode(sample)
         sizes = self._sizes(sample)
         if decode:
-            self._pixels(sample, images, None)
+            self._pixels(sample, row.images, None)
         return SampleMeta(int((row.ids != self.image_token_id).sum()), int(row.learned[1:].sum()), tuple(sizes))
 
     def render_prompt(

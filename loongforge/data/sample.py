@@ -48,7 +48,7 @@ class RawSample:
     messages: list[dict[str, Any]] = field(default_factory=list)
     """Chat messages `{"role", "content"}`; content is a string with placeholders or a list of parts."""
     images: Sequence[Callable[[], bytes]] = ()
-    """Readers of the encoded images (PNG, JPEG, ...), in order."""
+    """Readers of the encoded images (PNG, JPEG, ...) and videos (`loongforge.data.video`), in order."""
     text: str | None = None
     """A raw text to learn whole, in place of messages."""
     has_own_id: bool = True
@@ -65,8 +65,9 @@ class SampleMeta:
     """Tokens of the processed sample, all but those of images; 0 where there is a problem."""
     label_tokens: int
     """Positions that have a loss."""
-    image_sizes: tuple[tuple[int, int], ...] = ()
-    """(width, height) of each image in pixels, turned upright, before it is resized."""
+    image_sizes: tuple[tuple[int, ...], ...] = ()
+    """(width, height) of each image in pixels, turned upright, before it is resized; of a video (width, height, frames,
+    frames in 1000 seconds)."""
     problem: str | None = None
     """Why the sample cannot be learned from."""
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
 
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config
 from loongforge.data import builtin
 from loongforge.data.eval_loader import EvalLoader
-from loongforge.data.processing import SampleProcessor, Tiles
-from loongforge.data.sample import SampleError
-from loongforge.inference.generation import Prompt, greedy
+from loongforge.inference.answers import AnswerText
+from loongforge.inference.generation import Completion, Prompt, Settings
+from loongforge.inference.generation import generate as generate_answers
+from loongforge.inference.questions import Question, asked, make_prompt, read_questions
+from loongforge.inference.sampling import Sampling
 from loongforge.inference.scoring import gather_scores, score_batches, summarize
 from loongforge.inference.session import LoadedModel, loaded_model
+
+Item = TypeVar("Item")
 
 
 def evaluate(config: Config, tree: dict[str, Any], *, checkpoint: str, data: str | None, as_json: bool) -> int:
@@ -76,66 +80,92 @@ def generate(
     tree: dict[str, Any],
     *,
     checkpoint: str,
+    prompt: str | None,
     images: Sequence[str],
-    prompt: str,
-    max_new_tokens: int | None,
+    data: str | None,
+    batch_size: int,
+    max_new_tokens: int,
+    sampling: dict[str, Any],
+    stop: Sequence[str],
     as_json: bool,
 ) -> int:
-    """Answers a prompt about images and prints the answer.
+    """Answers prompts about images and prints the answers.
 
     Args:
         config: The recipe of the checkpoint, with the user's overrides.
         tree: The same as plain values.
         checkpoint: A run or a checkpoint.
+        prompt: What the user says; None: `data` has the prompts.
         images: Image files, in the order of their placeholders; placeholders that the prompt lacks are put before it.
-        prompt: What the user says.
-        max_new_tokens: Longest answer; None: the recipe's.
-        as_json: Print an object with prompt, answer and token ids.
+        data: A JSONL file of prompts.
+        batch_size: Prompts of it that each LLM replica answers together.
+        max_new_tokens: Longest answer.
+        sampling: Fields of `Sampling`.
+        stop: Strings that end an answer.
+        as_json: Print an object with prompt, answer and token ids for each.
 
     Returns:
         Exit code.
     """
-    contents = [_read(path) for path in images]
     with loaded_model(config, checkpoint) as loaded:
-        question = _prompt(loaded, prompt, contents, images)
-        answers = greedy(
-            loaded.runner,
-            [question],
-            eos_id=loaded.processor.eos_id,
-            max_new_tokens=max_new_tokens or config.trainer.max_new_tokens,
-            max_length=loaded.processor.max_length,
-        )
-        text = loaded.processor.decode(answers[0], skip_special_tokens=True).strip()
-    if loaded.rank == 0:
-        print(json.dumps({"prompt": prompt, "answer": text, "tokens": answers[0]}) if as_json else text)
+        processor = loaded.processor
+        questions = _questions(prompt, images, data, processor.max_sample_bytes)
+        settings = Settings(processor.eos_id, max_new_tokens, processor.max_length, Sampling(**sampling))
+        streams = prompt is not None and not as_json and sys.stdout.isatty() and _writes(loaded)
+        for part in _batches(questions, batch_size * loaded.runner.groups.layout.dp):
+            prompts = [make_prompt(processor, question) for question in part]
+            texts = [AnswerText(partial(processor.decode, skip_special_tokens=True), stop) for _ in part]
+            completions = answer(loaded, prompts, settings, texts, streams=streams)
+            if loaded.rank == 0:
+                for question, text, completion in zip(part, texts, completions, strict=True):
+                    print(_spelled(question, text, completion, as_json=as_json, streams=streams), flush=True)
     return 0
 
 
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"--image {path}: {error.strerror or error}") from error
+def answer(
+    loaded: LoadedModel, prompts: Sequence[Prompt], settings: Settings, texts: Sequence[AnswerText], *, streams: bool
+) -> list[Completion]:
+    """Answers prompts that every rank knows; a lone one's text appears token by token where `streams`."""
+    if len(prompts) == 1:
+        text, ends = texts[0], settings.ends
+        if streams:
+            settings = replace(settings, on_token=lambda _, ids: print(text.news(ids), end="", flush=True))
+        settings = replace(settings, ends=lambda ids: text.stops(ids) or (ends is not None and ends(ids)))
+        return generate_answers(loaded.runner, prompts, settings)
+    settings = replace(settings, ends=texts[0].stops)  # stop strings are the same for all
+    return generate_answers(loaded.runner, prompts, settings, shared=True)
 
 
-def _prompt(loaded: LoadedModel, prompt: str, contents: list[bytes], names: Sequence[str]) -> Prompt:
-    processor = loaded.processor
-    lacking = max(0, len(contents) - prompt.count(processor.placeholder))
-    content = f"{processor.placeholder}\n" * lacking + prompt
-    try:
-        read = [_image(processor, content, name) for content, name in zip(contents, names, strict=True)]
-        images = [tiles for tiles, _ in read]
-        ids = processor.render_prompt([{"role": "user", "content": content}], images)
-    except SampleError as error:
-        raise UserError(f"--prompt: {error}") from error
-    shapes = [shape for tiles in images for shape in tiles] if processor.any_size else None
-    return Prompt(ids, processor.normalise([tile for _, pixels in read for tile in pixels]), shapes)
+def _writes(loaded: LoadedModel) -> bool:
+    """Whether this process has the terminal, and sees the tokens of the first replica as they are made."""
+    place = loaded.runner.groups.place
+    return loaded.rank == 0 and place is not None and place.dp == 0
 
 
-def _image(processor: SampleProcessor, content: bytes, name: str) -> tuple[Tiles, list[np.ndarray]]:
-    if processor.image_processor is None:
-        return (), []  # `render_prompt` says that the model takes no images
-    try:
-        return processor.read_image(content)
-    except SampleError as error:
-        raise UserError(f"--image {name}: {error}") from error
+def _spelled(question: Question, text: AnswerText, completion: Completion, *, as_json: bool, streams: bool) -> str:
+    if streams:
+        return text.rest(completion.tokens)
+    whole = text.whole(completion.tokens)
+    if not as_json:
+        return f"{question.id}: {whole}" if question.id else whole
+    fields = {"prompt": question.text, "answer": whole, "tokens": completion.tokens, "finish": completion.finish}
+    return json.dumps({"id": question.id, **fields} if question.id else fields)
+
+
+def _questions(prompt: str | None, images: Sequence[str], data: str | None, max_bytes: int) -> Iterator[Question]:
+    """The one of the command line, or those of a file."""
+    if prompt is not None or data is None:
+        yield asked(prompt or "", images)
+        return
+    found = read_questions(data, max_bytes)
+    first = next(found, None)
+    if first is None:
+        raise UserError(f"--data {data}: it has no prompts")
+    yield first
+    yield from found
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    left = iter(items)
+    while part := list(islice(left, size)):
+        yield part

@@ -1,16 +1,18 @@
-"""Greedy generation, under any layout. The whole sequence is computed again for each token."""
+"""Generation under any layout, with the keys and values of earlier tokens cached."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
+from loongforge.inference.rows import Rows
+from loongforge.inference.sampling import GREEDY, Place, Sampling, next_tokens
 from loongforge.model.execution import Runner
-from loongforge.parallel.images import Shapes
-from loongforge.parallel.routes import ImagePlan
+from loongforge.parallel.images import Shapes, total
 from loongforge.parallel.session import gather_lists
 
 
@@ -24,95 +26,212 @@ class Prompt:
     """float32 `[N, 3, H, W]`, in order of appearance; N may be 0. With `shapes`: their rows of pixels."""
     shapes: Shapes | None = None
     """Of the images; None: they are of the encoder's one size."""
+    key: int = 0
+    """Tells the draws of this prompt's answer from those of others."""
+
+    @property
+    def num_images(self) -> int:
+        """Its images."""
+        return len(self.images) if self.shapes is None else len(self.shapes)
+
+    def behind(self, tokens: int, images: int) -> Prompt:
+        """What follows so many tokens and images."""
+        if self.shapes is None:
+            return replace(self, ids=self.ids[tokens:], images=self.images[images:])
+        rows = total(self.shapes[:images], "pixels")
+        return replace(self, ids=self.ids[tokens:], images=self.images[rows:], shapes=self.shapes[images:])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are made, and where they end."""
+
+    eos_id: int
+    """Ends an answer; not part of it."""
+    max_new_tokens: int
+    """Longest answer."""
+    max_length: int
+    """Longest sequence, prompt included."""
+    sampling: Sampling = GREEDY
+    """How tokens are chosen."""
+    ends: Callable[[list[int]], bool] | None = None
+    """Whether an answer ends with the tokens that it has; the same on every rank."""
+    on_token: Callable[[int, list[int]], None] | None = None
+    """Called with the number of a prompt and the tokens of its answer so far, on the ranks of its replica."""
 
 
 @dataclass
-class _Inputs:
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    images: torch.Tensor
-    cu_seqlens: torch.Tensor | None = None
-    image_plan: ImagePlan | None = None
-    shapes: Shapes | None = None
+class Completion:
+    """An answer."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish: Literal["eos", "length", "stop"] = "length"
+    """Why it ends: the end token, a limit, or `Settings.ends`."""
 
 
 def greedy(
     runner: Runner, prompts: Sequence[Prompt], *, eos_id: int, max_new_tokens: int, max_length: int
 ) -> list[list[int]]:
-    """Continues each prompt with the most likely tokens. Collective over the world.
+    """The most likely continuation of each prompt, made by the first LLM replica; see `generate`."""
+    settings = Settings(eos_id, max_new_tokens, max_length)
+    return [completion.tokens for completion in generate(runner, prompts, settings)]
 
-    The first LLM replica and the encoders that serve it do the work; images are encoded once.
+
+def generate(
+    runner: Runner,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    *,
+    shared: bool = False,
+    memory: Memory | None = None,
+) -> list[Completion]:
+    """Continues each prompt. Collective over the world.
+
+    Each prompt is computed once, then each new token alone. Images are encoded once.
 
     Args:
         runner: Of the model.
-        prompts: The same on every rank that works on the first replica; others may pass none.
-        eos_id: Ends an answer; not part of it.
-        max_new_tokens: Longest answer.
-        max_length: Longest sequence, prompt included.
+        prompts: The same on every rank that works on the first replica, or on one that shares experts with it
+            (`Layout.replicas_together`); others may pass none.
+        settings: How.
+        shared: All LLM replicas take a share; the prompts are then the same on every rank.
+        memory: Of the conversation that the only prompt continues; the same on every rank.
 
     Returns:
-        New tokens of each prompt, on every rank.
+        An answer to each prompt, on every rank.
     """
     groups = runner.groups
-    new: list[list[int]] = []
-    if prompts and 0 in groups.replicas:
-        loop = _Loop(runner, prompts, eos_id, max_new_tokens, max_length)
-        image_rows = runner.encode({0: [loop.batch()]})
-        if groups.place is not None and groups.place.dp == 0:
-            new = loop.run(image_rows)
-    return gather_lists(new if groups.reported == 0 else [])
+    together = groups.layout.replicas_together  # replicas that share experts answer the same
+    share = groups.layout.dp // together if shared else 1
+    part_of = {replica: replica // together for replica in groups.replicas}
+    parts = {r: _open(prompts, settings, part, share) for r, part in part_of.items() if part < share}
+    lines = {r: _Line(runner, prompts, numbers, settings, memory) for r, numbers in parts.items() if numbers}
+    done: dict[int, Completion] = {}
+    with runner.evaluating():
+        image_rows = runner.encode({replica: [line.prefill] for replica, line in lines.items()}) if lines else []
+        place = groups.place
+        if place is not None and place.dp in lines:
+            done = lines[place.dp].run(image_rows[0] if image_rows else None)
+    found = dict(gather_lists(list(done.items()) if groups.reported is not None else []))
+    total = max(gather_lists([len(prompts)]))
+    completions = [found.get(number, Completion()) for number in range(total)]
+    if memory is not None and found:
+        memory.end(prompts[0], completions[0])
+    return completions
 
 
-class _Loop:
-    """Growing rows of one LLM replica."""
+def _open(prompts: Sequence[Prompt], settings: Settings, replica: int, share: int) -> list[int]:
+    """Numbers of the prompts of a replica that have room for an answer."""
+    if settings.max_new_tokens < 1:
+        return []
+    return [n for n in range(replica, len(prompts), share) if len(prompts[n].ids) < settings.max_length]
+
+
+class Memory:
+    """What is cached of one conversation, so that its next turn is computed from where it differs.
+
+    That is behind its last image: a template that writes earlier turns anew is computed from the beginning. So is every
+    turn under context parallelism, whose ranks share a row's first tokens in another way than those that follow.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        """Tokens that are cached."""
+        self._rows: Rows | None = None
+        self._images = 0
+
+    def begin(self, runner: Runner, prompt: Prompt, settings: Settings) -> tuple[Rows, Prompt]:
+        """The row, cut to what it shares with the prompt, and the part of the prompt that it lacks."""
+        pairs = zip(self.ids, prompt.ids[:-1], strict=False)  # one token at least has to be computed
+        same = next((place for place, (old, new) in enumerate(pairs) if old != new), None)
+        same = min(len(self.ids), len(prompt.ids) - 1) if same is None else same
+        spec = runner.model.images
+        differs = spec is not None and spec.token in self.ids[same:]
+        if self._rows is None or not same or differs or runner.groups.layout.llm.cp > 1:
+            self._rows, self._images, same = Rows(runner, 1, settings.max_length, settings.eos_id), 0, 0
+        else:
+            self._rows.cache.cut(same)
+        return self._rows, prompt.behind(same, self._images)
+
+    def end(self, prompt: Prompt, answer: Completion) -> None:
+        """Notes what has been cached: all but the last token, which nothing has followed from yet."""
+        assert self._rows is not None
+        cached = answer.tokens if answer.finish == "eos" else answer.tokens[:-1]
+        self.ids, self._images = prompt.ids + cached, prompt.num_images
+        self._rows.cache.catch_up(len(self.ids))
+
+
+class _Line:
+    """Some prompts on one replica, continued together."""
 
     def __init__(
-        self, runner: Runner, prompts: Sequence[Prompt], eos_id: int, max_new_tokens: int, max_length: int
+        self,
+        runner: Runner,
+        prompts: Sequence[Prompt],
+        numbers: list[int],
+        settings: Settings,
+        memory: Memory | None,
     ) -> None:
-        self.runner, self.eos_id, self.max_new_tokens, self.max_length = runner, eos_id, max_new_tokens, max_length
-        self.prompt_lengths = [len(prompt.ids) for prompt in prompts]
-        self.rows = [list(prompt.ids) for prompt in prompts]
-        self.images = torch.from_numpy(np.concatenate([prompt.images for prompt in prompts])).to(runner.device)
-        known = [prompt.shapes for prompt in prompts if prompt.shapes is not None]
-        self.shapes = [shape for shapes in known for shape in shapes] if known else None
-        layout = runner.groups.layout
-        # where ranks divide the rows, a row that grew would move image tokens from rank to rank
-        divided = layout.sequence_parallel or layout.llm.cp > 1
-        self.shortest = min(max(self.prompt_lengths) + max_new_tokens, max_length) if divided else 1
+        self.runner, self.settings, self.numbers = runner, settings, numbers
+        self.prompts = prompts
+        if memory is None:
+            new = [prompts[n] for n in numbers]
+            longest = max(len(prompt.ids) for prompt in new) + settings.max_new_tokens
+            self.rows = Rows(runner, len(numbers), min(longest, settings.max_length), settings.eos_id)
+        else:
+            self.rows, rest = memory.begin(runner, prompts[0], settings)
+            new = [rest]
+        self.counts = [len(prompt.ids) for prompt in new]
+        images = torch.from_numpy(np.concatenate([prompt.images for prompt in new])).to(runner.device)
+        known = [prompt.shapes for prompt in new if prompt.shapes is not None]
+        shapes = [shape for part in known for shape in part] if known else None
+        self.prefill = self.rows.batch([prompt.ids for prompt in new], images, shapes)
+        self.answers = {number: Completion() for number in numbers}
 
-    def batch(self) -> _Inputs:
-        """The rows so far, padded."""
-        multiple = self.runner.groups.layout.sequence_multiple
-        length = -(-max(self.shortest, *map(len, self.rows)) // multiple) * multiple
-        tokens = torch.tensor([row + [self.eos_id] * (length - len(row)) for row in self.rows])
-        tokens = tokens.to(self.runner.device)
-        return _Inputs(tokens, torch.full_like(tokens, -100), self.images, shapes=self.shapes)
+    def run(self, image_rows: torch.Tensor | None) -> dict[int, Completion]:
+        """Answers by number of their prompts."""
+        logits = self.rows.extend(self.prefill, self.counts, image_rows)
+        no_images = self.prefill.images[:0]
+        while True:
+            tokens = self._choose(logits)
+            is_open = [self._take(number, token) for number, token in zip(self.numbers, tokens, strict=True)]
+            if not any(is_open):
+                return self.answers
+            if 2 * sum(is_open) <= len(is_open):  # until then, rows that have ended are carried along
+                kept = [row for row, goes_on in enumerate(is_open) if goes_on]
+                self.rows.cache.keep(kept)
+                self.numbers, tokens = [self.numbers[row] for row in kept], [tokens[row] for row in kept]
+                is_open = [True] * len(kept)
+            batch = self.rows.batch([[token] for token in tokens], no_images)
+            logits = self.rows.extend(batch, [int(goes_on) for goes_on in is_open])
 
-    def run(self, image_rows: Sequence[torch.Tensor | None]) -> list[list[int]]:
-        """Appends tokens until every row has ended; returns the new ones of each."""
-        open_rows = set(range(len(self.rows)))
+    def _choose(self, logits: torch.Tensor | None) -> list[int]:
+        """The next token of each row, on every pipeline stage."""
+        runner = self.runner
+        if logits is None:
+            chosen = torch.zeros(len(self.numbers), dtype=torch.int64, device=runner.device)
+        else:
+            places = [Place(self.prompts[n].key, len(self.answers[n].tokens)) for n in self.numbers]
+            chosen = next_tokens(runner.model.llm, logits, self.settings.sampling, places)
+        return runner.from_last_stage(chosen).tolist()
+
+    def _take(self, number: int, token: int) -> bool:
+        """Whether an answer goes on behind this token."""
+        answer, settings = self.answers[number], self.settings
+        if answer.finish != "length" or self._is_full(number):
+            return False
         spec = self.runner.model.images
-        for _ in range(self.max_new_tokens):
-            open_rows -= {i for i in open_rows if len(self.rows[i]) >= self.max_length}
-            if not open_rows:
-                break
-            best = self._next_tokens(image_rows)
-            for i in sorted(open_rows):
-                # an image token would stand for an image that is not there
-                if best[i] == self.eos_id or (spec is not None and best[i] == spec.token):
-                    open_rows.remove(i)
-                else:
-                    self.rows[i].append(best[i])
-        return [row[length:] for row, length in zip(self.rows, self.prompt_lengths, strict=True)]
+        # an image token would stand for an image that is not there
+        if token == settings.eos_id or (spec is not None and token == spec.token):
+            answer.finish = "eos"
+            return False
+        answer.tokens.append(token)
+        if settings.on_token is not None:
+            settings.on_token(number, answer.tokens)
+        if settings.ends is not None and settings.ends(answer.tokens):
+            answer.finish = "stop"
+        return answer.finish == "length" and not self._is_full(number)
 
-    def _next_tokens(self, image_rows: Sequence[torch.Tensor | None]) -> list[int]:
-        runner, rows = self.runner, self.rows
-        last = torch.tensor([(len(row) - 1) * len(rows) + i for i, row in enumerate(rows)])
-
-        def pick(hidden: torch.Tensor, _: object) -> torch.Tensor:
-            logits = runner.model.llm.logits(hidden, last.to(hidden.device), gathered=True)
-            return runner.model.llm.best_tokens(logits)
-
-        found = runner.forward([self.batch()], image_rows, pick)
-        best = found[0] if found else torch.zeros(len(rows), dtype=torch.int64, device=runner.device)
-        return runner.from_last_stage(best).tolist()
+    def _is_full(self, number: int) -> bool:
+        count, settings = len(self.answers[number].tokens), self.settings
+        return count >= settings.max_new_tokens or len(self.prompts[number].ids) + count >= settings.max_length

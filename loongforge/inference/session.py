@@ -54,7 +54,7 @@ def loaded_model(config: Config, path: str) -> Iterator[LoadedModel]:
     backend.set_threads(config.trainer.threads or int(os.environ.get("OMP_NUM_THREADS", "2")))
     with joined_world(backend) as world:
         layout = Layout.from_model(config.model, world.size)
-        check_model(config, layout)
+        check_model(config, layout, trains=False)
         groups = make_groups(layout, backend.dist_backend, seed=config.trainer.seed)
         processor = _processor(config, checkpoint)
         image_token = processor.image_token_id if config.model.vision is not None else None

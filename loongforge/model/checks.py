@@ -11,9 +11,15 @@ from loongforge.config.schema import Config, ModelConfig
 from loongforge.parallel.layout import Layout
 
 
-def check_model(config: Config, layout: Layout) -> None:
-    """Raises one UserError that lists everything in the model that does not fit."""
-    found = problems(config, layout)
+def check_model(config: Config, layout: Layout, *, trains: bool = True) -> None:
+    """Raises one UserError that lists everything in the model that does not fit.
+
+    Args:
+        config: The recipe.
+        layout: Of the run.
+        trains: Check the batches of training as well.
+    """
+    found = problems(config, layout) if trains else model_problems(config.model, layout)
     if found:
         raise UserError("The model cannot be built:\n" + "\n".join(f"  - {line}" for line in found))
 
@@ -36,7 +42,11 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
         sizes = dict(input_size=vision.output_size, output_size=llm.hidden_size)
         tp = layout.projector.tp if layout.projector else 1
         found += [f"model.projector.{line}" for line in projector.problems(tp, **sizes)]
-        found += [f"model.projector.{line}" for line in projector.feature_problems(vision.num_image_tokens)]
+        if projector.cuts_images and vision.any_size:
+            found.append(f"model.projector.type={projector.type} cuts images, which {vision.type} takes whole")
+        elif not vision.any_size:
+            lines = projector.tile_problems(vision.image_size, vision.num_image_tokens)
+            found += [f"model.projector.{line}" for line in lines]
         tokens = projector.num_tokens(vision.num_image_tokens)
         if tokens >= llm.max_seq_len:
             found.append(f"an image takes {tokens} tokens, but model.llm.max_seq_len={llm.max_seq_len}")

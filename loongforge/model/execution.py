@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
+from loongforge.components.transformer.cache import KVCache
 from loongforge.model.ahead import ImageRowStream, encode_ahead, windows_ahead
 from loongforge.model.checks import window_size
 from loongforge.model.encoding import Bridge, ImageEncoder
@@ -188,7 +189,7 @@ class Runner:
         if self.model.images is None:
             return [None] * len(self._own(micro_batches))
         window = self._window(micro_batches)
-        with self._evaluating():
+        with self.evaluating():
             delivery = self.bridge.deliver(window, self.encoder.forward(window).rows)
             rows = self.bridge.accept(window, delivery)
             delivery.sent()
@@ -218,11 +219,54 @@ class Runner:
             output = model(batch, image_rows[number] if model.pre_process else None)
             return output, lambda hidden, non_loss_data: consume(model.llm.whole(hidden), batch)
 
-        with self._evaluating():
+        with self.evaluating():
             return self._schedule(batches, step, forward_only=True, collect_non_loss_data=True)
 
+    @torch.inference_mode()
+    def extend(self, batch: Inputs, image_rows: torch.Tensor | None, cache: KVCache) -> torch.Tensor | None:
+        """Puts tokens behind rows, stage after stage, within `evaluating`.
+
+        Args:
+            batch: The new tokens `[B, T]` of this rank's own replica; T is a multiple of `extension_multiple`.
+            image_rows: From `encode`, of the images among them.
+            cache: Of the rows; the caller ends the step with `KVCache.advance`.
+
+        Returns:
+            Hidden states `[T, B, H]` of all new tokens (`VisionLanguageModel.llm.logits` takes them as gathered); None
+            except on the last stage.
+        """
+        model, llm, begins = self.model, self.model.llm, cache.is_empty
+        assert self.groups.llm is not None
+        pipeline = self.groups.llm.pp
+        stage = pipeline.rank()
+        if not model.pre_process:
+            rows, tokens = batch.tokens.shape
+            parts = (llm.cp_group.size() if begins else 1) * (llm.tp_group.size() if self.splits_sequence else 1)
+            shape, dtype = (tokens // parts, rows, llm.config.hidden_size), llm.config.pipeline_dtype
+            received = torch.empty(shape, dtype=dtype, device=self.device)
+            dist.recv(received, group=pipeline, group_src=stage - 1)
+            model.set_input_tensor(received)
+        hidden = model(batch, image_rows if model.pre_process else None, cache)
+        if not model.post_process:
+            dist.send(hidden.contiguous(), group=pipeline, group_dst=stage + 1)
+            return None
+        return llm.whole(hidden) if begins else llm.whole_continued(hidden)
+
+    @property
+    def splits_sequence(self) -> bool:
+        """Whether tensor-parallel ranks divide the tokens between layers."""
+        return self.groups.layout.sequence_parallel
+
+    def extension_multiple(self, cache: KVCache) -> int:
+        """What the number of tokens that `extend` puts behind rows has to be a multiple of."""
+        layout = self.groups.layout
+        if cache.is_empty:
+            return layout.sequence_multiple
+        return layout.llm.tp if self.splits_sequence else 1
+
     @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
+        """The model in evaluation mode."""
         was_training = self.model.training
         self.model.eval()
         try:

@@ -22,7 +22,7 @@ def image_tokens(model: ModelConfig) -> int:
 
 def differ_in_size(model: ModelConfig) -> bool:
     """Whether each image has a number of features of its own."""
-    return any(getattr(part, "any_size", False) for part in (model.vision,))
+    return getattr(model.vision, "any_size", False) or getattr(model.projector, "cuts_images", False)
 
 
 def num_params(model: ModelConfig) -> dict[str, int]:
@@ -51,9 +51,10 @@ def forward_flops(model: ModelConfig, *, tokens: float, images: float, seq_len: 
     found = {}
     if isinstance(vision, VisionConfig) and isinstance(projector, ProjectorConfig):
         sizes = dict(input_size=vision.output_size, output_size=llm.hidden_size)
-        found["vision"] = images * vision.flops()
+        found["vision"] = images * vision.flops() * projector.typical_tiles
         found["projector"] = images * projector.flops(vision.num_image_tokens, **sizes)
-    return found | {"llm": tokens * llm.flops(seq_len)}
+    share = images * image_tokens(model) / tokens if tokens else 0.0
+    return found | {"llm": tokens * llm.flops_with_images(seq_len, min(1.0, share))}
 
 
 def training_factors(model: ModelConfig) -> dict[str, int]:

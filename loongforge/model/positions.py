@@ -57,5 +57,6 @@ def _image(shape: ImageShape) -> tuple[np.ndarray, int]:
         return np.tile(np.arange(shape.tokens), (3, 1)), shape.tokens
     frames, rows, columns = shape.token_grid
     places = np.indices((frames, rows, columns)).reshape(3, -1)
-    places[0] = (np.arange(frames) * shape.interval).astype(np.int64)[places[0]]
+    steps = np.arange(frames, dtype=np.float32) * np.float32(shape.interval)  # in float32, as transformers rounds
+    places[0] = steps.astype(np.int64)[places[0]]
     return places, max(rows, columns)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 
+from loongforge.components.transformer.cache import CachedStep, KVCache
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.model.positions import grid_positions
 from loongforge.model.windows import Inputs
@@ -103,19 +105,35 @@ class VisionLanguageModel(MegatronModule):
         dtype = next((param.dtype for param in self.projector.parameters()), features.dtype)
         return self.projector(features.to(dtype), shapes)
 
-    def view(self, batch: Inputs) -> SequenceView:
-        """The positions of a micro-batch that this rank works on."""
-        positions, length = self._positions(batch), batch.tokens.shape[1]
-        if not batch.shapes or not self.llm.position_axes:
-            return SequenceView(positions, length, batch.cu_seqlens)
+    def view(self, batch: Inputs, cache: KVCache | None = None) -> SequenceView:
+        """The positions of a micro-batch that this rank works on.
+
+        Args:
+            batch: The micro-batch.
+            cache: Its rows go on behind what this holds; None: they are whole.
+        """
+        (_, length), device = batch.tokens.shape, batch.tokens.device
+        is_image = None
+        if getattr(self.llm, "separates_images", False) and self.images is not None:
+            found = batch.tokens == self.images.token
+            is_image = found if cache is not None or found.any() else None
+        step = None if cache is None else CachedStep(cache, length, device, is_image)
+        group = self.llm.cp_group
+        rank, ranks = (0, 1) if step is not None and not step.from_scratch else (group.rank(), group.size())
+        positions = torch.from_numpy(context_positions(length, rank, ranks)).to(device)
+        axes = self._axes(batch, cache)
+        return SequenceView(positions, length, batch.cu_seqlens, axes=axes, is_image=is_image, step=step)
+
+    def _axes(self, batch: Inputs, cache: KVCache | None) -> torch.Tensor | None:
+        """Positions on three axes `[3, B, S]`, where images stand in the rows; see `grid_positions`."""
+        if not batch.shapes or not getattr(self.llm, "position_axes", False):
+            return None
         assert self.images is not None
         borders = None if batch.cu_seqlens is None else batch.cu_seqlens.cpu().numpy()
         axes = grid_positions((batch.tokens == self.images.token).cpu().numpy(), batch.shapes, borders)
-        return SequenceView(positions, length, batch.cu_seqlens, torch.from_numpy(axes).to(positions.device))
-
-    def _positions(self, batch: Inputs) -> torch.Tensor:
-        length, group = batch.tokens.shape[1], self.llm.cp_group
-        return torch.from_numpy(context_positions(length, group.rank(), group.size())).to(batch.tokens.device)
+        if cache is not None:
+            axes += np.array(cache.next_positions)[:, None]
+        return torch.from_numpy(axes).to(batch.tokens.device)
 
     def embed(self, tokens: torch.Tensor, image_rows: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings `[S, B, H]` with image rows in the places of image tokens.
@@ -138,9 +156,11 @@ class VisionLanguageModel(MegatronModule):
         rows = image_rows.to(embeddings.dtype)
         return flat.index_copy(0, position * num_samples + sample, rows).view_as(embeddings)
 
-    def forward(self, batch: Inputs, image_rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, batch: Inputs, image_rows: torch.Tensor | None = None, cache: KVCache | None = None
+    ) -> torch.Tensor:
         """This pipeline stage's work: hidden states `[S, B, H]` (the last stage's are normalised)."""
-        view = self.view(batch)
+        view = self.view(batch, cache)
         embeddings = self.embed(batch.tokens[:, view.positions], image_rows) if self.pre_process else None
         return self.llm(embeddings, view)
 
@@ -160,5 +180,5 @@ class VisionLanguageModel(MegatronModule):
 
     def losses(self, hidden: torch.Tensor, batch: Inputs) -> torch.Tensor:
         """Cross-entropy `[T]` of the labelled ones of this rank's positions, float32, in nats. Last stage only."""
-        logits, targets = self.label_logits(hidden, batch.labels[:, self._positions(batch)])
+        logits, targets = self.label_logits(hidden, batch.labels[:, self.view(batch).positions])
         return self.llm.token_losses(logits, targets)

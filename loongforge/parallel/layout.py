@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,6 +64,12 @@ class Layout:
         return self.vision is not None and self.vision.ranks[0] not in self.llm.ranks
 
     @property
+    def replicas_together(self) -> int:
+        """LLM replicas that have to compute at the same time, since each holds experts that the others need; they are
+        neighbours, counted from 0."""
+        return math.lcm(self.llm.ep, self.llm.cp) // self.llm.cp
+
+    @property
     def sequence_multiple(self) -> int:
         """The length of every row is a multiple of this."""
         return self.llm.tp * (2 * self.llm.cp if self.llm.cp > 1 else 1)
@@ -113,7 +120,8 @@ class Layout:
     def describe(self) -> dict[str, Any]:
         """Plain values, for checkpoints and reports."""
         grids = {name: {**grid.sizes, "ranks": list(grid.ranks)} for name, grid in self.grids().items()}
-        grids["llm"]["ep"] = self.llm.ep
+        if self.llm.ep > 1:
+            grids["llm"]["ep"] = self.llm.ep
         return {"world_size": self.world_size, "sequence_parallel": self.sequence_parallel, **grids}
 
 
@@ -188,7 +196,6 @@ def _llm_grid(wanted: ParallelConfig, ranks: tuple[int, ...], world: int, found:
             f"model.llm.parallel.ep={wanted.ep} does not divide the cp={wanted.cp} x dp={dp} ranks that work on "
             f"different tokens; nearest: ep={nearest_divisor(wanted.cp * dp, wanted.ep)}"
         )
-        return None
     return Grid(ranks, tp, wanted.cp, wanted.pp, wanted.ep)
 
 

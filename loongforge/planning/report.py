@@ -43,7 +43,7 @@ def report(costs: Costs, layout: Layout, device: Device) -> dict[str, Any]:
 def component_sizes(costs: Costs, layout: Layout) -> dict[str, dict[str, Any]]:
     """Type, layout, size and FLOPs of each component; `forward_flops` are of an image, for the LLM of a token."""
     params, model = num_params(costs.config.model), costs.config.model
-    forward = {"llm": costs.llm.flops(costs.workload.tokens)}
+    forward = {"llm": costs.llm_flops_per_token}
     if costs.vision is not None:
         forward |= costs.flops_per_image
     return {

@@ -65,7 +65,14 @@ class Costs:
     def with_config(self, config: Config) -> Costs:
         """The same with another layout or trainer; the components' sizes, and all that follows from them, stay."""
         found = replace(self, config=config)
-        for name in ("factors", "flops_per_image", "encoder_layers", "forward_flops", "image_tokens"):
+        for name in (
+            "factors",
+            "llm_flops_per_token",
+            "flops_per_image",
+            "encoder_layers",
+            "forward_flops",
+            "image_tokens",
+        ):
             if name in self.__dict__:
                 found.__dict__[name] = self.__dict__[name]
         return found
@@ -137,6 +144,12 @@ class Costs:
         return image_tokens(self.config.model)
 
     @cached_property
+    def llm_flops_per_token(self) -> float:
+        """Forward FLOPs of the LLM for one token of a mean sample."""
+        load = self.workload
+        return self.llm.flops_with_images(load.tokens, load.images * self.image_tokens / load.tokens)
+
+    @cached_property
     def factors(self) -> dict[str, int]:
         """Forward passes that a training step costs each component (3 trained, 2 frozen behind a trained one, 1)."""
         return training_factors(self.config.model)
@@ -171,6 +184,16 @@ class Costs:
         """Widths on both sides of the projector."""
         assert self.vision is not None
         return {"input_size": self.vision.output_size, "output_size": self.llm.hidden_size}
+
+    def replicated(self, name: str, layout: Layout, stage: int = 0) -> list[tuple[int, int]]:
+        """Parameters of a component that train on one of its ranks, and how many ranks hold the same: those that divide
+        the tokens, but for experts only so many as have no others."""
+        grid = layout.grid(name)
+        assert grid is not None
+        whole, ranks = self.trained_on(name, layout, stage), grid.dp * grid.cp
+        known = name != "llm" or not whole or self._exceptions is not None
+        experts = 0 if known else self.llm.expert_params_on(grid.tp, grid.pp, stage, grid.ep)
+        return [(whole - experts, ranks), *([(experts, ranks // grid.ep)] if experts else [])]
 
     def params_on(self, name: str, layout: Layout, stage: int = 0) -> int:
         """Parameters of a component that one of its ranks holds."""

@@ -1,10 +1,11 @@
-"""Packed steps of ours against a plain loop of the same Hugging Face model, padded and packed.
+"""Packed steps of ours against transformers' Trainer and a plain loop of the same model, padded and packed.
 
 The model `small` of engine_cost.py (7.86 M parameters, 64 image tokens), batches of 16 samples with lognormal text
 lengths, at most 256 tokens. Ours: documents of one row, attended to one by one. Theirs: rows padded to the longest, and
-rows of 512 with positions that restart, which transformers masks densely. All train in alternating blocks of one run.
+rows of 512 with positions that restart, which transformers masks densely. The Trainer is transformers' own, on the same
+samples. All make their batches while they train, in alternating blocks of one run.
 
-    python scripts/bench/packing.py [--processes 1|2] [--threads 4] [--blocks 6] [--steps 4] [--json]
+    python scripts/bench/packing.py [--processes 1|2] [--threads 4] [--blocks 6] [--steps 5] [--json]
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from engine_cost import BACKEND, IMAGE_TOKEN, SIZES, Ours, Plain, make_config  # activates the backend
 
 import torch  # isort: skip
+from hf_trainer import Collate, TrainerSide  # isort: skip
 import torch.distributed as dist  # isort: skip
 
 from loongforge.data.balance import pack  # isort: skip
@@ -32,7 +35,6 @@ from loongforge.parallel.layout import Layout  # isort: skip
 from loongforge.parallel.session import joined_world  # isort: skip
 
 SAMPLES, IMAGE_TOKENS, LONGEST, ROW = 16, 64, 256, 512
-Step = Callable[[], None]
 
 
 class Sample:
@@ -48,7 +50,7 @@ class Sample:
         self.image = draw.standard_normal((3, image_size, image_size), np.float32)
 
 
-def joined(samples: list[Sample], length: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+def joined(samples: Sequence[Sample], length: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Samples one after another in a row of `length`: tokens, labels, borders."""
     tokens, labels, borders = np.zeros(length, np.int64), np.full(length, IGNORE, np.int64), [0]
     for sample in samples:
@@ -58,7 +60,7 @@ def joined(samples: list[Sample], length: int) -> tuple[torch.Tensor, torch.Tens
     return torch.from_numpy(tokens), torch.from_numpy(labels), borders
 
 
-def images_of(samples: list[Sample]) -> torch.Tensor:
+def images_of(samples: Sequence[Sample]) -> torch.Tensor:
     """`[N, 3, height, width]`"""
     return torch.from_numpy(np.stack([sample.image for sample in samples]))
 
@@ -82,38 +84,50 @@ class Theirs(Plain):
                 param.requires_grad_(False)  # the features do not depend on it, which DDP refuses
         self.run = torch.nn.parallel.DistributedDataParallel(self.model) if dist.get_world_size() > 1 else self.model
 
-    def learn(self, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+    def learn(self, inputs: dict[str, torch.Tensor]) -> None:
         """A step."""
+        labels = inputs.pop("labels").roll(-1, 1)  # the last of a row, which begins it again, is no target
         self.optimizer.zero_grad()
         logits = self.run(**inputs).logits
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
-    def padded(self, samples: list[Sample]) -> None:
-        """Rows as long as the longest."""
-        length = max(len(sample.tokens) for sample in samples)
-        rows = [joined([sample], length) for sample in samples]
-        tokens = torch.stack([row[0] for row in rows])
-        mask = torch.tensor([[1] * len(s.tokens) + [0] * (length - len(s.tokens)) for s in samples])
-        inputs = {"input_ids": tokens, "attention_mask": mask, "pixel_values": images_of(samples)}
-        self.learn(inputs, torch.stack([row[1] for row in rows]))
 
-    def packed(self, samples: list[Sample]) -> None:
-        """Rows of 512."""
-        bins = pack(np.array([len(sample.tokens) for sample in samples]), ROW)
-        members = [[s for s, b in zip(samples, bins, strict=True) if b == number] for number in range(bins.max() + 1)]
-        rows = [joined(some, ROW) for some in members]
-        positions = []
-        for _, _, borders in rows:
-            sizes = np.diff([*borders, ROW])
-            positions.append(np.concatenate([np.arange(size) for size in sizes]))
-        inputs = {
-            "input_ids": torch.stack([row[0] for row in rows]),
-            "position_ids": torch.from_numpy(np.stack(positions)),
-            "pixel_values": images_of([sample for some in members for sample in some]),
-        }
-        self.learn(inputs, torch.stack([row[1] for row in rows]))
+def padded(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    """Rows as long as the longest."""
+    length = max(len(sample.tokens) for sample in samples)
+    rows = [joined([sample], length) for sample in samples]
+    mask = torch.tensor([[1] * len(s.tokens) + [0] * (length - len(s.tokens)) for s in samples])
+    return {**_inputs(rows, samples), "attention_mask": mask}
+
+
+def packed(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    """Rows of 512."""
+    bins = pack(np.array([len(sample.tokens) for sample in samples]), ROW)
+    members = [[s for s, b in zip(samples, bins, strict=True) if b == number] for number in range(bins.max() + 1)]
+    rows = [joined(some, ROW) for some in members]
+    positions = [np.concatenate([np.arange(size) for size in np.diff([*borders, ROW])]) for _, _, borders in rows]
+    inside = [sample for some in members for sample in some]
+    return {**_inputs(rows, inside), "position_ids": torch.from_numpy(np.stack(positions))}
+
+
+def _inputs(rows: list[tuple[torch.Tensor, torch.Tensor, list[int]]], samples: Sequence[Sample]) -> dict[str, Any]:
+    """As transformers' models take them: a label is that of its own position."""
+    return {
+        "input_ids": torch.stack([row[0] for row in rows]),
+        "labels": torch.stack([row[1] for row in rows]).roll(1, 1),
+        "pixel_values": images_of(samples),
+    }
+
+
+def timed(step: Callable[[list[Sample]], None], steps: Sequence[list[Sample]]) -> float:
+    """Seconds of all steps but the first."""
+    step(steps[0])
+    began = time.perf_counter()
+    for samples in steps[1:]:
+        step(samples)
+    return time.perf_counter() - began
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -128,26 +142,32 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         [Sample(draw, sizes["llm"]["vocab_size"], vision.image_size) for _ in range(share)] for _ in range(args.steps)
     ]
     ours = Ours(config, make_groups(Layout.from_model(config.model, world), BACKEND.dist_backend))
-    theirs = {"padded": Theirs(config), "packed": Theirs(config)}
-    sides: dict[str, Callable[[list[Sample]], None]] = {
-        "ours": lambda samples: ours.step(packed_batch(samples)),
-        "padded": theirs["padded"].padded,
-        "packed": theirs["packed"].packed,
+    loops = {name: Theirs(config) for name in ("padded", "packed")}
+    collates: dict[str, Collate] = {"padded": padded, "packed": packed}
+    sides: dict[str, Callable[[], float]] = {
+        "ours": lambda: timed(lambda samples: ours.step(packed_batch(samples)), steps),
+        **{
+            f"loop, {name}": partial(
+                timed, lambda samples, name=name: loops[name].learn(collates[name](samples)), steps
+            )
+            for name in collates
+        },
+        **{f"Trainer, {name}": TrainerSide(Theirs(config).model, steps, collates[name]).block for name in collates},
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for block in range(args.blocks + 1):
-        for name, step in sides.items():
+        for name, seconds in sides.items():
             if world > 1:
                 dist.barrier()
-            began = time.perf_counter()
-            for samples in steps:
-                step(samples)
+            taken = seconds()
             if block:  # the first warms up
-                times[name].append(time.perf_counter() - began)
-    rates = {name: SAMPLES * args.steps / statistics.median(values) for name, values in times.items()}
+                times[name].append(taken)
+    timed_steps = args.steps - 1
+    rates = {name: SAMPLES * timed_steps / statistics.median(values) for name, values in times.items()}
     ratios = {
-        name: statistics.median(theirs_ / mine for mine, theirs_ in zip(times["ours"], times[name], strict=True))
-        for name in ("padded", "packed")
+        name: statistics.median(theirs / mine for mine, theirs in zip(times["ours"], times[name], strict=True))
+        for name in sides
+        if name != "ours"
     }
     tokens = sum(len(sample.tokens) for samples in steps for sample in samples) / (args.steps * share)
     return {
@@ -165,7 +185,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=4, help="of all processes together")
     parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5, help="of a block; the first is not timed")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.processes > 1 and "RANK" not in os.environ:
@@ -179,7 +199,7 @@ def main() -> None:
         elif world.rank == 0:
             for name, rate in result["samples_per_s"].items():
                 ratio = "" if name == "ours" else f"   ours is {result['ratio'][name]:.2f} times as fast"
-                print(f"{name:<8}{rate:7.1f} samples/s{ratio}")
+                print(f"{name:<17}{rate:7.1f} samples/s{ratio}")
 
 
 if __name__ == "__main__":

@@ -33,13 +33,17 @@ def attention(group: Any, window: int | None = None) -> TorchAttention:
 
 
 def attend(
-    tensors: list[torch.Tensor], borders: list[int] | None, window: int | None = None
+    tensors: list[torch.Tensor],
+    borders: list[int] | None,
+    is_image: torch.Tensor | None = None,
+    window: int | None = None,
 ) -> tuple[torch.Tensor, list[Any]]:
     """One rank's part of an attention over the world.
 
     Args:
         tensors: Whole query, key, value `[S, B, heads, head_dim]`, and the gradient of the output `[S, B, width]`.
         borders: Of a packed row's documents.
+        is_image: bool `[B, S]`: attention treats images apart.
         window: Latest positions that a token attends to.
 
     Returns:
@@ -52,9 +56,10 @@ def attend(
         *inputs, gradient = (tensor[positions] for tensor in tensors)
         for part in inputs:
             part.requires_grad_()
-        output = attention(dist.group.WORLD, window)(*inputs, SequenceView(positions, length, cu_seqlens))
+        view = SequenceView(positions, length, cu_seqlens, is_image=is_image)
+        output = attention(dist.group.WORLD, window)(*inputs, view)
         output.backward(gradient)
-        return output.detach(), [part.grad for part in inputs]
+        return output.detach(), [torch.zeros_like(part) if part.grad is None else part.grad for part in inputs]
 
 
 def gather(whole: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, Any]:

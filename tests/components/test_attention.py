@@ -82,7 +82,7 @@ def test_attention_equals_that_of_each_document_alone(ranks: int, name: str | No
 def test_a_window_ends_the_view_back(ranks: int, name: str | None, window: int, rank_pool: Pools) -> None:
     borders = None if name is None else DOCUMENTS[name]
     tensors = _tensors(3 if borders is None else 1)
-    results = rank_pool(ranks).run(attend, tensors, borders, window)
+    results = rank_pool(ranks).run(attend, tensors, borders, None, window)
     gradients = [_whole([result[1][i] for result in results]) for i in range(3)]
     found = _whole([result[0] for result in results]), gradients
     _assert_same(found, _reference(tensors, borders or [0, LENGTH], window))

@@ -22,18 +22,32 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+VIDEO_TOKEN = 2
+VIDEOS = ((3, (3, 4, 6, 2.0), 5), (9,), (2, (1, 2, 2), 1, (2, 2, 6, 1.3333), 3, (4, 4, 4, 0.7), 6), ((2, 4, 4, 5.0), 4))
+
+
 def answer(theirs: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Their logits `[B, S, V]`."""
-    grids = torch.tensor([shape.grid for shape in batch.shapes or ()])
+    """Their logits `[B, S, V]`; images of several steps in time are videos to them."""
+    assert batch.shapes is not None
     mask = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
-    kinds = (batch.tokens == IMAGE_TOKEN).int()
-    return theirs(
-        input_ids=batch.tokens,
-        attention_mask=mask.long(),
-        pixel_values=batch.images,
-        image_grid_thw=grids,
-        mm_token_type_ids=kinds,
-    ).logits
+    tokens, flat = batch.tokens.clone(), batch.tokens.flatten()
+    owner = torch.repeat_interleave(torch.tensor([shape.tokens for shape in batch.shapes]))
+    is_video = torch.tensor([shape.grid[0] > 1 for shape in batch.shapes])
+    places = (flat == IMAGE_TOKEN).nonzero().squeeze(1)
+    tokens.view(-1)[places[is_video[owner]]] = VIDEO_TOKEN
+    kinds = (tokens == IMAGE_TOKEN).int() + 2 * (tokens == VIDEO_TOKEN).int() * (batch.tokens == IMAGE_TOKEN).int()
+    pixels = batch.images.split([shape.pixels for shape in batch.shapes])
+    inputs: dict[str, Any] = {}
+    for name, chosen in (("pixel_values", ~is_video), ("pixel_values_videos", is_video)):
+        shapes = [shape for shape, take in zip(batch.shapes, chosen.tolist(), strict=True) if take]
+        if shapes:
+            inputs[name] = torch.cat([part for part, take in zip(pixels, chosen.tolist(), strict=True) if take])
+            grid = "image_grid_thw" if name == "pixel_values" else "video_grid_thw"
+            inputs[grid] = torch.tensor([shape.grid for shape in shapes])
+            if grid == "video_grid_thw" and hasattr(theirs.config.vision_config, "tokens_per_second"):
+                rate = theirs.config.vision_config.tokens_per_second
+                inputs["second_per_grid_ts"] = torch.tensor([shape.interval / rate for shape in shapes])
+    return theirs(input_ids=tokens, attention_mask=mask.long(), mm_token_type_ids=kinds, **inputs).logits
 
 
 def both(config: Config, groups: Any, seed: int = 0) -> tuple[Any, torch.nn.Module]:
@@ -67,3 +81,51 @@ def test_whole_model_equals_transformers(name: str, seed: int, groups: Any) -> N
     loss.backward()
     expected_loss.backward()
     assert not gradient_differences(config, ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen2_5"])
+def test_videos_equal_transformers(kind: str, groups: Any) -> None:
+    config = qwen_config(kind)
+    samples = VIDEOS
+    if kind == "qwen2":  # it does not know how fast a video is
+        samples = tuple(tuple(p[:3] if isinstance(p, tuple) else p for p in sample) for sample in VIDEOS)
+    ours, theirs = both(config, groups)
+    apart, loss, expected_loss = compare(ours, theirs, any_size_batch(samples))
+    assert apart < 1e-4
+    assert abs(loss - expected_loss) < 1e-5
+    loss.backward()
+    expected_loss.backward()
+    assert not gradient_differences(config, ours, theirs)
+
+
+@pytest.mark.parametrize("fault", ["sections", "interval", "windows"])
+def test_a_fault_is_seen(fault: str, groups: Any) -> None:
+    """A permuted section, frames at another distance, windows in all layers."""
+    config = qwen_config("qwen2_5")
+    ours, theirs = both(config, groups)
+    batch = any_size_batch(VIDEOS)
+    if fault == "sections":
+        ours.llm.rope_axes = ours.llm.rope_axes.flip(0)
+    if fault == "windows":
+        ours.vision.decoder.layers[1].self_attention.core_attention.windowed = True
+    expected = compare(ours, theirs, batch)[0]
+    if fault == "interval":
+        assert expected < 1e-4
+        other = tuple(tuple((*p[:3], 1.0) if isinstance(p, tuple) else p for p in sample) for sample in VIDEOS)
+        batch = any_size_batch(other)
+        moved = any_size_batch(VIDEOS)
+        with torch.no_grad():
+            expected = (run_any_size(ours, batch) - run_any_size(ours, moved)).abs().max().item()
+    assert expected > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["qwen2", "qwen2_5"])
+def test_packed_documents_begin_anew(kind: str, groups: Any) -> None:
+    from loongforge.training.verify.synthetic import packed
+
+    ours, _ = both(qwen_config(kind), groups)
+    batch = any_size_batch(VIDEOS)
+    apart, together = run_any_size(ours, batch).transpose(0, 1), run_any_size(ours, packed(batch))[:, 0]
+    rows = torch.cat([row[:length] for row, length in zip(apart, batch.lengths.tolist(), strict=True)])
+    assert (rows - together[: len(rows)]).abs().max() < 1e-4

@@ -140,6 +140,8 @@ def test_every_built_in_address_exists() -> None:
         ("qwen3_8b", 8.190735360),
         ("qwen3_14b", 14.768307200),
         ("qwen3_32b", 32.762123264),
+        ("qwen3_30b_a3b", 30.532122624),
+        ("qwen3_235b_a22b", 235.093634560),
         ("mistral_7b_v0_1", 7.241732096),
         ("mistral_7b_v0_3", 7.248023552),
     ],

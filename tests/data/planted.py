@@ -160,7 +160,7 @@ ERRORS: dict[str, tuple[str, Callable[[DataSet], None]]] = {
     "JSON, but no object": ("invalid_json", _line(b"[1, 2]")),
     "JSON too deep": ("invalid_json", _line(b"[" * 100_000)),
     "not UTF-8": ("not_utf8", _line(b'{"id": "latin", "text": "caf\xe9"}')),
-    "half a surrogate pair": ("not_utf8", _line(b'{"id": "half", "text": "a \\ud83d b"}')),
+    "half a surrogate pair": ("lone_surrogate", _line(b'{"id": "half", "text": "a \\ud83d b"}')),
     "content of a wrong type": ("wrong_type", _text_only(7)),
     "content null": ("wrong_type", _text_only("Which?", None)),
     "messages of a wrong type": ("wrong_type", _sample(messages="Which? 7")),

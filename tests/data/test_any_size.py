@@ -22,6 +22,7 @@ from loongforge.data.part import Part
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample, SampleError
 from loongforge.data.sources import open_sources
+from loongforge.data.video import frame_names, join_frames
 from loongforge.parallel.layout import Layout
 from tests.data.conftest import config, write_jsonl
 from tests.support.qwen import qwen_config
@@ -172,3 +173,66 @@ def test_batches_without_images_have_no_pixels(any_size: SampleProcessor) -> Non
     pixels = any_size.normalise([])
     assert pixels.shape == (0, 1176)
     assert torch.from_numpy(pixels).dtype == torch.float32
+
+
+def test_frames_become_steps_in_time() -> None:
+    """Two frames make a patch, the last one fills up; each frame is cut as an image of its size is."""
+    images = _images(min_video_pixels=28 * 28, max_video_pixels=56 * 84, min_pixels=28 * 28, max_pixels=56 * 84)
+    frames = [_png(90, 60), _png(90, 61), _png(90, 62)]
+    content = join_frames(frames, 4.0)
+    size = images.size(content)
+    assert size == (90, 60, 3, 4000)
+    (shape,) = images.shapes(size, images.vision.shape)
+    pixels = images.normalise(images.tiles(content))
+    steps, rows, columns = shape.grid
+    assert (steps, len(pixels)) == (2, shape.pixels)
+    by_frame = pixels.reshape(steps, rows * columns, 3, 2, -1)
+    alone = [
+        images.normalise([images.tiles(content)[0][i]]).reshape(rows * columns, 3, 2, -1)[:, :, 0] for i in range(3)
+    ]
+    for place, expected in enumerate([*alone, alone[-1]]):
+        assert np.array_equal(by_frame[place // 2, :, :, place % 2], expected)
+
+
+def test_a_video_in_a_sample(any_size: SampleProcessor, tmp_path: Path) -> None:
+    """Frames named in a part; what the index knows is enough for its shape."""
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(_png(60, 60))
+    any_size.image_processor.vision.min_video_pixels = 28 * 28  # type: ignore[union-attr]
+    video = {"type": "video", "video": ["a.png", "b.png", "c.png"], "fps": 1}
+    content = [{"type": "image", "image": "a.png"}, video, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "7"}]
+    ((source, _),) = open_sources(str(write_jsonl(tmp_path, [{"messages": messages}])), "data.train", None, None)
+    raw = source.load(0)
+    sample, table = any_size(raw), MetadataTable([source], any_size)
+    assert [shape.grid[0] for shape in sample.shapes] == [1, 2]
+    for _ in range(2):  # measured, then remembered
+        assert any_size.images(table.get(0, 0).image_sizes) == list(sample.images)
+    assert (sample.ids == any_size.image_token_id).sum() == sum(shape.tokens for shape in sample.shapes)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "video", "video": "film.mp4"}, "video files are not decoded"),
+        ({"type": "video", "video": ["a.png"], "fps": 0}, "positive number"),
+    ],
+)
+def test_what_is_no_video(part: dict[str, Any], words: str) -> None:
+    with pytest.raises(SampleError, match=words):
+        frame_names(part)
+
+
+def test_other_encoders_refuse_videos(processor: SampleProcessor) -> None:
+    sample = _sample((32, 32))
+    video = join_frames([_png(32, 32)] * 2, 1.0)
+    with pytest.raises(SampleError, match="does not take"):
+        processor(RawSample("s", sample.messages, [lambda: video]))
+
+
+def test_temporal_positions_follow_the_clock() -> None:
+    vision = qwen_config("qwen2_5", vision=dict(tokens_per_second=4)).model.vision
+    assert vision.shape_of(56, 56, 8, fps=2.0).interval == 4.0  # type: ignore[union-attr]
+    assert vision.shape_of(56, 56).interval == 1.0  # type: ignore[union-attr]
+    other = qwen_config("qwen2").model.vision
+    assert other.shape_of(56, 56, 8, fps=2.0).interval == 1.0  # type: ignore[union-attr]

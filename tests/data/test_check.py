@@ -22,6 +22,7 @@ from loongforge.data.check.run import Checked, Spec, check, open_sets
 from loongforge.data.loader import TrainLoader
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sources.shard_writer import write_shards
+from loongforge.data.sources.tar_index import load_index
 from tests.data.conftest import add_members, config, png, shard_sample, write_jsonl, write_tar
 from tests.data.planted import ERRORS, WARNINGS, DataSet, talk
 
@@ -135,6 +136,31 @@ def test_truncated_shard_beside_good_ones(processor: SampleProcessor, tmp_path: 
     checked = _check(processor, both)
     assert _counts(checked) == {"unreadable_source": 1}
     assert "entry 1 of the list" in checked.problems["unreadable_source"].examples[0][1].reason
+
+
+@pytest.mark.parametrize("cut", ["in a member", "in a header", "before the end mark", "overwritten"])
+def test_what_is_before_a_cut_is_checked(processor: SampleProcessor, tmp_path: Path, cut: str) -> None:
+    """The samples before it are read, problems among them are found, and the report says where it is."""
+    samples = [shard_sample(i) for i in range(10)]
+    samples[3] = shard_sample(3, **{"0.png": b"none"})
+    (tar,) = write_shards(tmp_path, "cut", samples, 10)
+    index = load_index(tar)
+    (_, offset, size, _), *_ = index.members(7)  # the first member of the eighth sample
+    tar.with_name(tar.name + ".index.npz").unlink()
+    content, header = tar.read_bytes(), offset - 512
+    if cut == "overwritten":
+        tar.write_bytes(content[:header] + b"x" * 512 + content[header + 512 :])
+    else:
+        tar.write_bytes(content[: {"in a member": offset + size - 1, "in a header": header + 80}.get(cut, header)])
+    checked = _check(processor, str(tar))
+    assert _counts(checked) == {"unreadable_source": 1, "undecodable_image": 1}
+    readable = 7 if cut == "in a member" else 6  # the last one may lack what came behind it
+    assert checked.sets[0].total == readable
+    reason = checked.problems["unreadable_source"].examples[0][1].reason
+    assert f"the {readable} samples before 's000{readable}' can be read" in reason
+    assert ("is damaged after byte" if cut == "overwritten" else "is truncated: it stops after") in reason
+    with pytest.raises(UserError, match=r"can be read; copy or build it again"):
+        load_index(tar)
 
 
 @pytest.mark.parametrize(

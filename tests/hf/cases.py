@@ -46,6 +46,8 @@ class Case:
     inputs: Callable[[Batch], dict[str, Any]] = _inputs
     """Keyword arguments of its forward pass."""
     sees_images: bool = False
+    layouts: tuple[str, ...] = ()
+    """Layouts beside those of all families."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Keys of the recipe (`llm.norm_eps`) that are set after `from_hf`, for faults."""
 
@@ -76,6 +78,27 @@ def _qwen3() -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(Qwen3Config(**{**TEXT, "head_dim": 24, "tie_word_embeddings": True}))
+
+
+def _mistral() -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(MistralConfig(**{**TEXT, "sliding_window": 6, "rms_norm_eps": 1e-5}))
+
+
+def _qwen2_window() -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    rope = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=32)
+    window = dict(use_sliding_window=True, sliding_window=5, max_window_layers=1)
+    return Qwen2ForCausalLM(Qwen2Config(**TEXT, **window, rope_parameters=rope))
+
+
+def _qwen3_moe() -> Any:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    experts = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True)
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**TEXT, **experts, head_dim=24, mlp_only_layers=[1]))
 
 
 def _llava(tower: str, text: Any = None) -> Any:
@@ -127,6 +150,35 @@ def _qwen2_5_vl() -> Any:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+
+
+def _llava_next() -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=IMAGE_TOKEN,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return LlavaNextForConditionalGeneration(config)
+
+
+def _tiled_inputs(batch: Batch) -> dict[str, Any]:
+    """Tiles of all images one after another, and images of sizes that have these tiles."""
+    from loongforge.components.projector.llava_next.config import _EXAMPLES, LlavaNextProjectorConfig
+    from tests.support.tiny import tiny_vision
+
+    projector, vision = LlavaNextProjectorConfig(type="llava_next", grid_pinpoints=PINPOINTS), tiny_vision()
+    sizes = [(round(width * 32), round(height * 32)) for width, height in _EXAMPLES]
+    known = {projector.shape_of(vision.shape, 32, *size): size[::-1] for size in sizes}
+    images = {}
+    if batch.shapes:
+        images = {"pixel_values": batch.images, "image_sizes": torch.tensor([known[s] for s in batch.shapes])}
+    return {"input_ids": batch.tokens, **images}
+
+
 def _any_size_inputs(batch: Batch) -> dict[str, Any]:
     """Patches of all images, their grids, and where their tokens stand."""
     images = {}
@@ -161,13 +213,17 @@ def _internvl_6b() -> Any:
 CASES: dict[str, Case] = {
     "llama": Case(_llama),
     "llama tied": Case(lambda: _llama(tie_word_embeddings=True)),
-    "llama 3.1": Case(_llama_3_1),
+    "llama 3.1": Case(_llama_3_1, layouts=("pp3",)),
     "qwen2": Case(_qwen2),
-    "qwen3": Case(_qwen3),
+    "qwen3": Case(_qwen3, layouts=("tp4",)),
+    "mistral": Case(_mistral, layouts=("cp2",)),
+    "qwen2 yarn, window in some layers": Case(_qwen2_window, layouts=("cp2",)),
+    "qwen3 moe": Case(_qwen3_moe, layouts=("ep2", "tp2 x ep2", "cp2 x ep2", "pp2 x ep2")),
     "llava": Case(lambda: _llava("clip"), sees_images=True),
     "llava siglip qwen2": Case(_llava_qwen2, sees_images=True),
     "internvl": Case(_internvl, sees_images=True),
     "internvl of 6B's kind": Case(_internvl_6b, sees_images=True),
+    "llava_next": Case(_llava_next, _tiled_inputs, sees_images=True),
     "qwen2_vl": Case(_qwen2_vl, _any_size_inputs, sees_images=True),
     "qwen2.5_vl": Case(_qwen2_5_vl, _any_size_inputs, sees_images=True),
 }

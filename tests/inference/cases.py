@@ -15,7 +15,8 @@ import torch  # noqa: E402
 from loongforge.components.sharding import fill_parameters  # noqa: E402
 from loongforge.config.schema import Config  # noqa: E402
 from loongforge.data.batch import IGNORE, Batch  # noqa: E402
-from loongforge.inference.generation import Prompt, greedy  # noqa: E402
+from loongforge.inference.generation import Prompt, Settings, generate, greedy  # noqa: E402
+from loongforge.inference.sampling import Sampling  # noqa: E402
 from loongforge.inference.scoring import gather_scores, score_batches, summarize  # noqa: E402
 from loongforge.model.assembly import build_model  # noqa: E402
 from loongforge.model.execution import Runner  # noqa: E402
@@ -51,13 +52,19 @@ def prompts(number: int = 6) -> list[Prompt]:
         ids = torch.randint(4, VOCAB, (5 + i,), generator=generator).tolist()
         for _ in range(count):
             ids = [ids[0], *[IMAGE_TOKEN] * NUM_PATCHES, *ids[1:]]
-        made.append(Prompt(ids, torch.randn(count, 3, 32, 32, generator=generator).numpy()))
+        made.append(Prompt(ids, torch.randn(count, 3, 32, 32, generator=generator).numpy(), key=i))
     return made
 
 
 def answers(runner: Runner, some: list[Prompt], eos_id: int = EOS, longest: int = LONGEST) -> list[list[int]]:
     """Greedy continuations."""
     return greedy(runner, some, eos_id=eos_id, max_new_tokens=longest, max_length=128)
+
+
+def drawn(runner: Runner, some: list[Prompt], *, shared: bool = False, **sampling: Any) -> list[list[int]]:
+    """Continuations that are drawn."""
+    settings = Settings(EOS, 5, 128, Sampling(**{"temperature": 1.5, "top_p": 0.95, "seed": 7} | sampling))
+    return [completion.tokens for completion in generate(runner, some, settings, shared=shared)]
 
 
 def answered_batch(some: list[Prompt], replies: list[list[int]]) -> Batch:
@@ -87,6 +94,7 @@ def infer(config: Config) -> dict[str, Any]:
         summary, everyone = summarize(runner, scores), gather_scores(runner, scores)
         return {
             "answers": answers(runner, prompts()),
+            "drawn": drawn(runner, prompts(5), shared=True),
             "summary": vars(summary),
             "scores": sorted((score.id, score.logprobs, score.exact) for score in everyone),
             "training": runner.model.training,

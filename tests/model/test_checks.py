@@ -120,6 +120,20 @@ def test_factors_of_training(frozen: tuple[str, ...], factors: tuple[int, ...]) 
     assert training_factors(model) == dict(zip(("vision", "projector", "llm"), factors, strict=True))
 
 
+def test_flops_of_multi_modal_attention_counted_by_hand() -> None:
+    """Each pair of a query and a key that it sees costs two products of a head's width in every head and layer."""
+    causal, separate = tiny_config().model, tiny_config(attention="mmca").model
+    samples, length, images = 3, 24, 2
+    text = length - images * image_tokens(causal)
+    pairs = samples * (length * (length + 1) / 2 - text * (text + 1) / 2 - text * (length - text))
+    llm: Any = causal.llm
+    sizes = dict(tokens=samples * length, images=samples * images, seq_len=length)
+    saved = forward_flops(causal, **sizes)["llm"] - forward_flops(separate, **sizes)["llm"]
+    assert saved == pytest.approx(2 * 2 * llm.num_layers * llm.num_heads * llm.head_size * pairs)
+    without = dict(tokens=72, images=0, seq_len=24)
+    assert forward_flops(separate, **without)["llm"] == pytest.approx(forward_flops(causal, **without)["llm"])
+
+
 def test_flops_of_the_llm_counted_by_hand() -> None:
     """4 layers of width 64: q and o 64 x 64, k and v 64 x 32, three 64 x 96; output layer 64 x 256; causal scores."""
     model = tiny_config().model

@@ -16,8 +16,9 @@ from loongforge.parallel.images import ImageShape
 from tests.support.tiny import IMAGE_TOKEN, VOCAB, tiny_config, tiny_llm
 
 PATCH = 14
-Sample = tuple["int | tuple[int, int, int]", ...]
-"""Numbers of text tokens, and grids of patches (frames, rows, columns) of images, in order."""
+Sample = tuple["int | tuple[int, int, int] | tuple[int, int, int, float]", ...]
+"""Numbers of text tokens, and grids of patches (steps, rows, columns) of images, in order; of videos with the distance
+of two steps."""
 
 SAMPLES: tuple[Sample, ...] = (
     (3, (1, 4, 6), 5),
@@ -48,11 +49,10 @@ def qwen_config(kind: str = "qwen2", vision: dict[str, Any] | None = None, **llm
     return config
 
 
-def shape(grid: tuple[int, int, int], interval: float = 1.0) -> ImageShape:
-    """Of an image of so many frames, rows and columns of patches, as the tiny models see it."""
-    frames, rows, columns = grid
-    patches, merged = frames * rows * columns, (frames, rows // 2, columns // 2)
-    return ImageShape(patches, patches, patches, patches // 4, grid, merged, interval=interval)
+def shape(steps: int, rows: int, columns: int, interval: float = 1.0) -> ImageShape:
+    """Of an image or video of so many rows and columns of patches, as the tiny models see it."""
+    patches, merged = steps * rows * columns, (steps, rows // 2, columns // 2)
+    return ImageShape(patches, patches, patches, patches // 4, (steps, rows, columns), merged, interval=interval)
 
 
 def any_size_batch(samples: Sequence[Sample] = SAMPLES, seed: int = 0, length: int = 64) -> Batch:
@@ -67,7 +67,7 @@ def any_size_batch(samples: Sequence[Sample] = SAMPLES, seed: int = 0, length: i
             if isinstance(part, int):
                 parts.append(torch.randint(4, VOCAB, (part,), generator=texts))
             else:
-                shapes.append(shape(part))
+                shapes.append(shape(*part))
                 parts.append(torch.full((shapes[-1].tokens,), IMAGE_TOKEN))
         ids = torch.cat(parts)
         tokens[row, : len(ids)] = ids

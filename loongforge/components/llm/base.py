@@ -82,6 +82,10 @@ class LLMConfig(FamilyConfig):
         """Forward FLOPs of one token in a sequence of `seq_len`, output layer included."""
         raise NotImplementedError
 
+    def flops_with_images(self, seq_len: float, image_share: float) -> float:
+        """Forward FLOPs of one token in a sequence of `seq_len`, of which a share is image tokens before the text."""
+        return self.flops(seq_len)  # type: ignore[arg-type]
+
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard of the module."""
         raise NotImplementedError

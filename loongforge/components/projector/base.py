@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +25,9 @@ class ProjectorConfig(FamilyConfig):
     """Whether the module also maps features `[features, input_size]` and shapes of images that differ in size to rows;
     where it does not, it is given one image at a time."""
 
+    cuts_images: ClassVar[bool] = False
+    """Whether an image is cut into tiles of the encoder's size whose features it joins (`LlavaNextProjectorConfig`)."""
+
     def num_tokens(self, num_features: int) -> int:
         """LLM tokens of an image that has so many feature vectors (`P'` from `P`)."""
         return num_features
@@ -38,12 +42,29 @@ class ProjectorConfig(FamilyConfig):
         tokens = self.num_tokens(seen.features)
         return replace(seen, tokens=tokens, token_grid=seen.grid if tokens == seen.features else None)
 
-    def problems(self, tp: int, *, input_size: int, output_size: int) -> list[str]:
-        """What makes this projector impossible to build, found without building it."""
+    def example_shapes(self, seen: Sequence[ImageShape], tile_size: int) -> list[ImageShape]:
+        """What images become, for trials.
+
+        Args:
+            seen: What the encoder makes of images of different kinds.
+            tile_size: Edge of the images of an encoder that takes one size.
+        """
+        return [self.shape(image) for image in seen]
+
+    @property
+    def typical_tiles(self) -> int:
+        """Images that the encoder sees of an image, for `loongforge plan`."""
+        return 1
+
+    def tile_problems(self, tile_size: int, num_features: int) -> list[str]:
+        """What does not fit an encoder of images of one size and so many features."""
         return []
 
-    def feature_problems(self, num_features: int) -> list[str]:
-        """What makes it impossible to project an image that has so many feature vectors."""
+    def fit_tiles(self, before: int, after: int) -> None:
+        """Takes note that the edge of the encoder's images changes."""
+
+    def problems(self, tp: int, *, input_size: int, output_size: int) -> list[str]:
+        """What makes this projector impossible to build, found without building it."""
         return []
 
     def small_copy(self, *, divisor: int) -> Self:

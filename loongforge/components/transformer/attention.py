@@ -17,6 +17,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 
+from loongforge.components.transformer import multimodal
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.kernels import ops
 
@@ -26,7 +27,8 @@ class TorchAttention(MegatronModule):
 
     Causal or full; rows are right-padded, so a causal row's tokens never see its padding and no mask is made. Documents
     of a packed row are attended to one by one. Under context parallelism every rank gathers all keys and values (as
-    Llama 3 was trained, arXiv 2407.21783 section 3.3.2) and attends from its own positions.
+    Llama 3 was trained, arXiv 2407.21783 section 3.3.2) and attends from its own positions. Where rows are being
+    continued, keys and values are kept in the view's cache.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class TorchAttention(MegatronModule):
         self.causal = attn_mask_type == AttnMaskType.causal
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.window = config.window_size[0] + 1 if windowed and config.window_size else None
+        self.layer_number = layer_number
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView | None
@@ -62,9 +65,18 @@ class TorchAttention(MegatronModule):
         Returns:
             `[S, B, heads * head_dim]`.
         """
-        if view is not None and self.cp_group.size() > 1:
-            output = self._across_ranks(query, key, value, view)
-        elif view is not None and view.cu_seqlens is not None:
+        if view is None:
+            return self._document(query, key, value).flatten(2)
+        if self.cp_group.size() > 1 and not view.continues:
+            key, value = gather_chunks(torch.stack([key, value], 1), self.cp_group).unbind(1)
+        kept = view.step.append(self.layer_number, key, value) if view.step is not None else None
+        if kept is not None and view.continues:
+            output = self._continue(query, key, value, *kept, view)
+        elif view.is_image is not None:
+            output = multimodal.attend(self._attend, query, key, value, view)
+        elif self.cp_group.size() > 1:
+            output = self._from_chunks(query, key, value, view)
+        elif view.cu_seqlens is not None:
             sizes = view.cu_seqlens.diff().tolist()
             documents = zip(*(x.split(sizes) for x in (query, key, value)), strict=True)
             output = torch.cat([self._document(*document) for document in documents])
@@ -82,6 +94,8 @@ class TorchAttention(MegatronModule):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, heads, S, head_dim]
+        if one := query.shape[2] == 1:  # heads that share keys are like queries that share them: nothing is repeated
+            query = query.flatten(1, 2).unflatten(1, (key.shape[1], -1))
         output = F.scaled_dot_product_attention(
             query,
             key,
@@ -92,6 +106,8 @@ class TorchAttention(MegatronModule):
             scale=self.scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
+        if one:
+            output = output.flatten(1, 2).unsqueeze(2)
         return output.permute(2, 0, 1, 3)
 
     def _document(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -107,19 +123,33 @@ class TorchAttention(MegatronModule):
             outputs.append(self._attend(query[start:end], key[first:end], value[first:end], mask=mask))
         return torch.cat(outputs)
 
-    def _across_ranks(
+    def _from_chunks(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView
     ) -> torch.Tensor:
-        """Attends from this rank's two chunks, each to the keys up to its end."""
-        both = gather_chunks(torch.stack([key, value], 1), self.cp_group)  # [S, 2, B, kv_heads, head_dim]
+        """Attends from this rank's two chunks, each to the keys (of whole rows) up to its end."""
         size = len(view.positions) // 2
         outputs = []
         for part in (slice(0, size), slice(size, 2 * size)):
             end = int(view.positions[part][-1]) + 1
             first = 0 if self.window is None else max(int(view.positions[part][0]) - self.window + 1, 0)
-            key, value = both[first:end].unbind(1)
-            outputs.append(self._attend(query[part], key, value, mask=view.mask(part, self.window)[:, first:end]))
+            mask = view.mask(part, self.window)[:, first:end]
+            outputs.append(self._attend(query[part], key[first:end], value[first:end], mask=mask))
         return torch.cat(outputs)
+
+    def _continue(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        view: SequenceView,
+    ) -> torch.Tensor:
+        """Attends from new tokens `[T, B, ...]` to all that the cache has `[L, B, ...]`."""
+        assert view.step is not None
+        if view.step.has_images:
+            return multimodal.attend_cached(self._attend, query, value, keys, values, view.step)
+        return self._attend(query, keys, values, mask=view.step.mask(self.window))
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """It has no state."""

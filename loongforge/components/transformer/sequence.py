@@ -1,4 +1,4 @@
-"""Which positions of its rows a rank works on, and where packed documents begin."""
+"""Which positions of its rows a rank works on, where packed documents begin, and what came before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+
+from loongforge.components.transformer.cache import CachedStep
+
+
+@dataclass
+class Span:
+    """Positions `start` to `end` (exclusive) of a row, in the document that begins at `document`."""
+
+    first: int
+    """Place of `start` among the positions that the rank works on."""
+    start: int
+    end: int
+    document: int
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,16 @@ class SequenceView:
     axes: torch.Tensor | None = None
     """int64 `[3, B, S]`: place of every position of the row on three axes, for rotary positions that have them; None:
     the place in its document on all."""
+    is_image: torch.Tensor | None = None
+    """bool `[B, S]`: positions of the rows that hold image tokens, for attention that treats them apart; None: there
+    are none, or it does not."""
+    step: CachedStep | None = None
+    """What the rows had before, where they are being continued; None: they begin here, and nothing is kept of them."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether the rows go on behind what a cache holds. All context-parallel ranks then work on all positions."""
+        return self.step is not None and not self.step.from_scratch
 
     @cached_property
     def documents(self) -> torch.Tensor | None:
@@ -33,7 +56,10 @@ class SequenceView:
 
     @cached_property
     def within_document(self) -> torch.Tensor:
-        """int64 `[S / cp]`: place of each position in its document, for position encodings."""
+        """int64 `[S / cp]`: place of each position in its document, for position encodings; `[S, B]` where the rows are
+        continued, since they differ in length."""
+        if self.step is not None and self.continues:
+            return self.step.positions
         if self.cu_seqlens is None or self.documents is None:
             return self.positions
         return self.positions - self.cu_seqlens.long()[self.documents[self.positions]]
@@ -53,3 +79,19 @@ class SequenceView:
         if self.documents is not None:
             visible &= self.documents[queries] == self.documents
         return visible
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """This rank's positions as runs of neighbours that lie in one document each."""
+        ends = [self.length] if self.cu_seqlens is None else self.cu_seqlens[1:].tolist()
+        positions = self.positions.tolist()
+        found: list[Span] = []
+        document = 0
+        for number, position in enumerate(positions):
+            if number == 0 or position != positions[number - 1] + 1 or position == ends[document]:
+                while position >= ends[document]:
+                    document += 1
+                begin = ends[document - 1] if document else 0
+                found.append(Span(number, position, position, begin))
+            found[-1].end = position + 1
+        return found

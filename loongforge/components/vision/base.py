@@ -124,14 +124,23 @@ class AnySizeVisionConfig(VisionConfig):
     """Smaller images are enlarged to so many pixels."""
     max_pixels: int = 14 * 14 * 4 * 1280
     """Larger images are reduced to so many pixels."""
+    min_video_pixels: int = 128 * 28 * 28
+    """The same of a frame of a video."""
+    max_video_pixels: int = 768 * 28 * 28
+    """The same of a frame of a video."""
+
+    @property
+    def positions_per_second(self) -> float | None:
+        """Temporal positions of a second of video; None: each step in time is one."""
+        return None
 
     @property
     def num_image_tokens(self) -> int:
         """Feature vectors of an image of `image_size`."""
         return self.num_patches
 
-    def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that an image is resized to (transformers `smart_resize`).
+    def resized(self, width: int, height: int, *, video: bool = False) -> tuple[int, int]:
+        """Width and height that an image, or a frame of a video, is resized to (transformers `smart_resize`).
 
         Raises:
             ValueError: an image 200 times as long as wide.
@@ -139,26 +148,31 @@ class AnySizeVisionConfig(VisionConfig):
         if max(width, height) > 200 * min(width, height):
             raise ValueError(f"an image of {width} x {height} pixels is more than 200 times as long as wide")
         factor = self.patch_size * self.merge_size
+        least, most = self.min_pixels, self.max_pixels
+        if video:
+            least, most = self.min_video_pixels, self.max_video_pixels
         to_width, to_height = (round(edge / factor) * factor for edge in (width, height))
-        if to_width * to_height > self.max_pixels:
-            scale = math.sqrt(width * height / self.max_pixels)
+        if to_width * to_height > most:
+            scale = math.sqrt(width * height / most)
             to_width, to_height = (max(factor, math.floor(e / scale / factor) * factor) for e in (width, height))
-        elif to_width * to_height < self.min_pixels:
-            scale = math.sqrt(self.min_pixels / (width * height))
+        elif to_width * to_height < least:
+            scale = math.sqrt(least / (width * height))
             to_width, to_height = (math.ceil(e * scale / factor) * factor for e in (width, height))
         return to_width, to_height
 
-    def shape_of(self, width: int, height: int, frames: int = 1) -> ImageShape:
-        """What the encoder makes of an image of this size, or of so many frames of a video.
+    def shape_of(self, width: int, height: int, frames: int = 0, fps: float = 0.0) -> ImageShape:
+        """What the encoder makes of an image of this size, or of so many frames of a video (0: it is an image).
 
         Raises:
             ValueError: as `resized`.
         """
-        to_width, to_height = self.resized(width, height)
-        steps = -(-frames // self.temporal_patch_size)
+        to_width, to_height = self.resized(width, height, video=frames > 0)
+        steps, interval = max(1, -(-frames // self.temporal_patch_size)), 1.0
+        if frames and fps and self.positions_per_second is not None:
+            interval = self.positions_per_second * self.temporal_patch_size / fps
         grid = (steps, to_height // self.patch_size, to_width // self.patch_size)
         patches = math.prod(grid)
-        return ImageShape(patches, patches, patches, 0, grid)
+        return ImageShape(patches, patches, patches, 0, grid, interval=interval)
 
     def example_shapes(self) -> list[ImageShape]:
         """Small images, upright, square and lying."""

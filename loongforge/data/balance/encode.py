@@ -38,18 +38,20 @@ def encoder_ranks(
         unit_costs: [m] whole number, of one unit of every image.
         rank, micro_batch: [n] where the samples are; within `patch_cap`, as the answer is.
     """
-    sample = batch.sample_of_image()
-    answer = np.repeat(rank[sample], batch.image_units)
+    images_of = np.diff(batch.image_offsets)
+    home, step_of = np.repeat(rank, images_of), np.repeat(micro_batch, images_of)
+    step_of[batch.image_units == 0] = -1
+    answer = np.repeat(home, batch.image_units)
     first = np.cumsum(batch.image_units) - batch.image_units
     for step in range(micro_batches):
-        images = np.flatnonzero((micro_batch[sample] == step) & (batch.image_units > 0))
+        images = np.flatnonzero(step_of == step)
         if not len(images):
             continue
         moving = _even(
             unit_costs[images],
             batch.image_units[images],
             batch.patches_per_unit[images],
-            rank[sample[images]],
+            home[images],
             ranks,
             patch_cap,
         )
@@ -76,11 +78,13 @@ def _even(costs: Ints, units: Ints, patches: Ints, home: Ints, ranks: int, patch
     mean = int(work.sum()) // ranks
     level = int(np.clip(mean - _UNITS * int(costs.max()), int(mean * _LEAST_KEPT), int(mean * _MOST_KEPT)))
     order = rising(home * (int(costs.max()) + 1) + (costs.max() - costs))  # by rank, the heaviest of each first
-    before = np.cumsum(work[order]) - work[order]
-    starts = np.flatnonzero(np.diff(home[order], prepend=-1))
-    before -= np.repeat(before[starts], np.diff(starts, append=len(order)))
-    kept = np.empty(len(order), np.int64)
-    kept[order] = np.clip((level - before) // np.maximum(costs[order], 1), 0, units[order])
+    until = np.cumsum(work[order])
+    counts = np.bincount(home, minlength=ranks)
+    until -= np.repeat(np.append(0, until)[np.cumsum(counts) - counts], counts)  # of its rank, up to and with it
+    above = np.flatnonzero(until > level)
+    image, kept = order[above], units.copy()
+    leaving = -((level - until[above]) // np.maximum(costs[image], 1))
+    kept[image] = np.maximum(units[image] - leaving, 0)
     goal = max(int(mean * _GOAL), int(costs.max()))
     found, longest = _placed(costs, units, patches, home, ranks, patch_cap, kept, goal)
     if longest <= goal:

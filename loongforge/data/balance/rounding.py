@@ -13,6 +13,7 @@ from loongforge.data.balance.types import Ints
 
 _SHARE = 10  # of a unit, for all micro-batches together, may be lost to win some
 _NEIGHBOURS = 24  # a sample is compared with so many of the next shorter ones
+_MOST = 150_000  # samples of middle length that are looked at
 
 
 def round_units(cells: Cells, units: Ints, unit_cost: int, micro_batch: Ints, ranks: int) -> None:
@@ -45,14 +46,14 @@ def _shift(cells: Cells, units: Ints, micro_batch: Ints, tops: Ints, source: int
     for apart in range(1, _NEIGHBOURS + 1):
         if moved == wanted:
             break
-        step = micro_batch[cells.cell]
-        upper, lower = np.arange(len(units) - apart), np.arange(apart, len(units))
-        down = (step[upper] == source) & (step[lower] == target)
-        up = (step[upper] == target) & (step[lower] == source)
-        giver, taker = np.where(down, upper, lower), np.where(down, lower, upper)
-        good = np.flatnonzero(
-            (down | up) & (units[giver] > units[taker]) & (units[giver] - units[taker] <= wanted - moved)
-        )
+        skipped = max(len(units) - _MOST, 0) // 2
+        step = micro_batch[cells.cell[skipped : len(units) - skipped]]
+        down = np.flatnonzero((step[:-apart] == source) & (step[apart:] == target)) + skipped
+        up = np.flatnonzero((step[:-apart] == target) & (step[apart:] == source)) + skipped
+        giver, taker = np.concatenate([down, up + apart]), np.concatenate([down + apart, up])
+        gain = units[giver] - units[taker]
+        good = np.flatnonzero((gain > 0) & (gain <= wanted - moved))
+        good = good[np.argsort(np.minimum(giver, taker)[good], kind="stable")]
         giver, taker = giver[good], taker[good]
         fits = _fits(cells, giver, taker, micro_batch, tops) & _fits(cells, taker, giver, micro_batch, tops)
         giver, taker = _apart(cells.cell, giver[fits], taker[fits])

@@ -12,6 +12,7 @@ from PIL import Image
 from loongforge.data.processed import ProcessedSample
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample
+from loongforge.data.video import is_video, split_frames
 
 Finding = tuple[str, str]
 """Kind and reason."""
@@ -132,7 +133,9 @@ class ContentRules:
 
 
 def image_findings(content: bytes, number: int) -> Iterator[Finding]:
-    """What is worth a look in an encoded image that can be decoded."""
+    """What is worth a look in an encoded image that can be decoded; a video's first frame stands for all."""
+    if is_video(content):
+        content = split_frames(content)[0][0]
     with Image.open(io.BytesIO(content)) as image:
         (width, height), mode, frames = image.size, image.mode, getattr(image, "n_frames", 1)
     name = f"image {number}"

@@ -6,6 +6,7 @@ ERRORS = {
     "unreadable_source": "a file that cannot be read, or ends too early",
     "invalid_json": "not a JSON object",
     "not_utf8": "not UTF-8",
+    "lone_surrogate": "half of a surrogate pair",
     "no_messages": "neither 'messages' nor 'conversations' nor 'text'",
     "wrong_type": "a value of the wrong type",
     "shard_members": "members of a shard that make no sample",

@@ -9,6 +9,8 @@ from loongforge.config.errors import UserError
 from loongforge.config.schema import SourceConfig
 from loongforge.data.sources import Source, open_source, open_sources
 from loongforge.data.sources.open import list_files
+from loongforge.data.sources.shards import ShardSource
+from loongforge.data.sources.tar_index import CutShardError
 
 
 @dataclass
@@ -57,6 +59,9 @@ def _open_file(
 ) -> None:
     try:
         source = open_source(file, key, image_dir, index_dir)
+    except CutShardError as error:  # what is before the cut is checked like the rest
+        found.broken.append((entry.path, file, str(error)))
+        source = ShardSource.before_cut(file, error)
     except UserError as error:
         found.broken.append((entry.path, file, str(error)))
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 from loongforge.data.sample import TEXT_WITH_IMAGES, RawSample, SampleError, id_of, messages_of, text_of
 from loongforge.data.sources.references import Reader, take_references
+from loongforge.data.video import FrameNames, VideoReader
 
 
 def make_sample(
@@ -37,16 +38,28 @@ def make_sample(
         return RawSample(id=name, text=text, has_own_id=own)
     messages = messages_of(record, num_images=len(given) or len(names))
     messages, inside = take_references(messages, given=bool(given or names))
-    images = list(given) or named(names or inside)
+    images = list(given) or _readers(names or inside, named)
     return RawSample(id=name, messages=messages, images=images, has_own_id=own)
+
+
+def _readers(names: Sequence[str | FrameNames], named: Callable[[Sequence[str]], list[Reader]]) -> list[Reader]:
+    """Of images and videos, in order."""
+    return [
+        VideoReader(named(name.names), name.fps) if isinstance(name, FrameNames) else named([name])[0] for name in names
+    ]
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
     """A JSON object from bytes; SampleError where it is none."""
     try:
         record = json.loads(line)
-        if b"\\ud" in line.lower():  # half of a surrogate pair is no text, and no tokenizer takes it
+        if b"\\ud" in line.lower():
             json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise SampleError(
+            f"it holds {half}, half of a surrogate pair, which is no character", problem="lone_surrogate"
+        ) from error
     except UnicodeError as error:
         raise SampleError(f"it is not UTF-8: {error}", problem="not_utf8") from error
     except (ValueError, RecursionError) as error:

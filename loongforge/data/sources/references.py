@@ -12,6 +12,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from loongforge.data.sample import SampleError
 from loongforge.data.sources.files import FileReader, is_url, local_path
+from loongforge.data.video import FrameNames, frame_names
 
 Reader = Callable[[], bytes]
 
@@ -98,18 +99,21 @@ def decode_data_uri(uri: str) -> bytes:
         raise SampleError(f"the data URI '{uri:.60}' is not base64: {error}", problem="image_path") from error
 
 
-def take_references(messages: list[dict[str, Any]], *, given: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def take_references(
+    messages: list[dict[str, Any]], *, given: bool
+) -> tuple[list[dict[str, Any]], list[str | FrameNames]]:
     """(messages whose image parts are bare, what these parts named), in order.
 
     Args:
         messages: with parts like OpenAI's `{"type": "image_url", "image_url": {"url": ...}}`, or transformers'
-            `{"type": "image", "image" | "url" | "path": ...}` and `{"type": "image", "base64": ...}`.
+            `{"type": "image", "image" | "url" | "path": ...}` and `{"type": "image", "base64": ...}`; or with the
+            frames of a video, `{"type": "video", "video": [paths], "fps": 2}`, which stands where an image would.
         given: the sample has its images elsewhere, so that parts of type `image` say where they go and no more.
 
     Raises:
         SampleError: a part without a URL, or one with where images are given elsewhere.
     """
-    names: list[str] = []
+    names: list[str | FrameNames] = []
     bare = []
     for message in messages:
         content = message.get("content")
@@ -119,8 +123,16 @@ def take_references(messages: list[dict[str, Any]], *, given: bool) -> tuple[lis
     return bare, names
 
 
-def _bare(part: Any, names: list[str], given: bool) -> Any:
+def _bare(part: Any, names: list[str | FrameNames], given: bool) -> Any:
     kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "video":
+        if given:
+            raise SampleError(
+                "it gives images beside its messages and a video inside; give images in parts too",
+                problem="image_count",
+            )
+        names.append(frame_names(part))
+        return {"type": "image"}
     if kind == "image_url":
         if given:
             raise SampleError(

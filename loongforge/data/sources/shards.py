@@ -14,7 +14,7 @@ from loongforge.data.sources.files import FileReader
 from loongforge.data.sources.record import make_sample, parse_record
 from loongforge.data.sources.references import Reader, decode_data_uri
 from loongforge.data.sources.rows import documents_of
-from loongforge.data.sources.tar_index import Member, load_index
+from loongforge.data.sources.tar_index import CutShardError, Member, TarIndex, load_index
 
 _IMAGE_SUFFIXES = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm"})
 
@@ -25,8 +25,18 @@ class ShardSource:
     image_dir: str | None = None
 
     def __init__(self, name: str, shards: Sequence[str], index_dir: str | None = None):
+        self._set(name, shards, [load_index(shard, index_dir) for shard in shards])
+
+    @classmethod
+    def before_cut(cls, name: str, error: CutShardError) -> ShardSource:
+        """What can be read of a shard that ends too early."""
+        source = cls.__new__(cls)
+        source._set(name, [error.shard], [error.index])
+        return source
+
+    def _set(self, name: str, shards: Sequence[str], indexes: list[TarIndex]) -> None:
         self.name = name
-        self._indexes = [load_index(shard, index_dir) for shard in shards]
+        self._indexes = indexes
         self.parts: Sequence[Part] = number_through(shards, [len(index) for index in self._indexes])
         self._reader = FileReader()
 

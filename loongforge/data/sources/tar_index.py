@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -65,6 +66,19 @@ def index_path(tar: str | Path, index_dir: str | None = None) -> Path | None:
     return cache_path(str(tar), ".index.npz", index_dir)
 
 
+class CutShardError(UserError):
+    """A shard that ends too early, or is damaged somewhere."""
+
+    def __init__(self, message: str, shard: str, index: TarIndex):
+        """`index`: of the samples before that place."""
+        super().__init__(message)
+        self.shard, self.index = shard, index
+
+
+class _CutError(Exception):
+    """Where, in bytes, and why."""
+
+
 def load_index(tar: str | Path, index_dir: str | None = None) -> TarIndex:
     """The index of a shard, made and cached where it is missing or does not fit.
 
@@ -82,6 +96,10 @@ def load_index(tar: str | Path, index_dir: str | None = None) -> TarIndex:
                     write_arrays(path, header, arrays)
     except OSError as error:
         raise UserError(f"cannot read shard {tar}: {error.strerror or error}") from error
+    return _unpacked(arrays)
+
+
+def _unpacked(arrays: dict[str, np.ndarray]) -> TarIndex:
     kinds, keys = (Names(arrays.pop(f"{name}_text"), arrays.pop(f"{name}_ends")) for name in ("kinds", "keys"))
     return TarIndex(**arrays, kinds=[kinds[i] for i in range(len(kinds))], keys=keys)
 
@@ -92,17 +110,29 @@ def _scan(tar: str) -> dict[str, np.ndarray]:
     starts: list[int] = []
     kinds: dict[str, int] = {}
     members: list[tuple[int, int, int, int]] = []
-    for member, refused in _members(tar):
-        folder, _, name = member.name.rpartition("/")
-        stem, _, suffix = name.partition(".")
-        key = f"{folder}/{stem}" if folder else stem
-        if not keys or keys[-1] != key:
-            keys.append(key)
-            starts.append(len(members))
-        kind = kinds.setdefault(suffix.lower(), len(kinds))
-        members.append((member.offset_data // _BLOCK, member.size, refused, kind))
+    cut: _CutError | None = None
+    try:
+        for member, refused in _members(tar):
+            folder, _, name = member.name.rpartition("/")
+            stem, _, suffix = name.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if not keys or keys[-1] != key:
+                keys.append(key)
+                starts.append(len(members))
+            kind = kinds.setdefault(suffix.lower(), len(kinds))
+            members.append((member.offset_data // _BLOCK, member.size, refused, kind))
+    except _CutError as error:
+        cut = error
+    if cut is not None:
+        _raise_cut(tar, cut, keys, starts, kinds, members)
     if not keys:
         raise UserError(f"shard {tar} holds no samples; expected members such as KEY.json and KEY.0.png")
+    return _packed(keys, starts, kinds, members)
+
+
+def _packed(
+    keys: list[str], starts: list[int], kinds: dict[str, int], members: list[tuple[int, int, int, int]]
+) -> dict[str, np.ndarray]:
     names = {"kinds": Names.of(list(kinds)), "keys": Names.of(keys)}
     columns = np.array(members, np.int64).T
     return {
@@ -111,6 +141,22 @@ def _scan(tar: str) -> dict[str, np.ndarray]:
         **{f"{name}_text": packed.text for name, packed in names.items()},
         **{f"{name}_ends": packed.ends for name, packed in names.items()},
     }
+
+
+def _raise_cut(
+    tar: str,
+    cut: _CutError,
+    keys: list[str],
+    starts: list[int],
+    kinds: dict[str, int],
+    members: list[tuple[int, int, int, int]],
+) -> NoReturn:
+    """The last sample may not be whole; those before it are."""
+    if len(keys) < 2:
+        raise UserError(f"{_truncated(tar, cut)}; no whole sample is before that place; copy or build it again")
+    whole = f"the {len(keys) - 1} samples before '{keys[-1]}' can be read"
+    index = _unpacked(_packed(keys[:-1], starts[:-1], kinds, members[: starts[-1]]))
+    raise CutShardError(f"{_truncated(tar, cut)}; {whole}; copy or build it again", tar, index)
 
 
 def _members(tar: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
@@ -128,10 +174,11 @@ def _members(tar: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
                         yield member, _refusal(member)
                 end = archive.offset
         except (tarfile.ReadError, RecursionError) as error:
-            _raise_unreadable(tar, error)
+            _check_tar(tar, error)
+            raise _CutError(max(position, 0), str(error)) from error
         file.seek(end)  # where the closing blocks of zeros begin, or where the file just stops
         if file.read(_BLOCK) != bytes(_BLOCK):
-            raise UserError(_truncated(tar, "no end-of-archive mark"))
+            raise _CutError(end, "no end-of-archive mark")
 
 
 def _refusal(member: tarfile.TarInfo) -> int:
@@ -147,16 +194,19 @@ def _refusal(member: tarfile.TarInfo) -> int:
     return checks.index(True) if True in checks else 0
 
 
-def _raise_unreadable(tar: str, error: Exception) -> None:
+def _check_tar(tar: str, error: Exception) -> None:
     with open_file(tar) as file:
         head = file.read(_BLOCK)
-    if not head or head[257:262] == b"ustar":
-        raise UserError(_truncated(tar, str(error))) from error
-    raise UserError(
-        f"{tar} is not a tar file ({error}); shards are uncompressed .tar files, "
-        "so decompress a .tar.gz or .tar.zst first"
-    ) from error
+    if head and head[257:262] != b"ustar":
+        raise UserError(
+            f"{tar} is not a tar file ({error}); shards are uncompressed .tar files, "
+            "so decompress a .tar.gz or .tar.zst first"
+        ) from error
 
 
-def _truncated(tar: str, why: str) -> str:
-    return f"shard {tar} is truncated: it stops after {size_of(tar)} bytes ({why}); copy or build it again"
+def _truncated(tar: str, cut: _CutError) -> str:
+    place, why = cut.args
+    size = size_of(tar)
+    if place + _BLOCK <= size and why != "unexpected end of data":
+        return f"shard {tar} is damaged after byte {place} of {size} ({why})"
+    return f"shard {tar} is truncated: it stops after {size} bytes ({why})"

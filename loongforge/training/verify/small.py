@@ -48,6 +48,7 @@ def small_copy(config: Config, layout: Layout, *, steps: int, limit: int) -> Sma
     if isinstance(vision, VisionConfig) and isinstance(projector, ProjectorConfig):
         small.model.vision = vision.small_copy(divisor=divisor)
         small.model.projector = projector.small_copy(divisor=divisor)
+        small.model.projector.fit_tiles(vision.image_size, small.model.vision.image_size)
     for name, parallel in cut.parallel.items():
         part = getattr(small.model, name)
         part.parallel, part.dtype = parallel, None

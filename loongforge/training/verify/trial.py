@@ -39,7 +39,7 @@ def synthetic_data(config: Config) -> SyntheticData:
     return SyntheticData(
         samples=samples,
         vocab_size=vocab_size,
-        kinds=[projector.shape(kind) for kind in vision.example_shapes()],
+        kinds=projector.example_shapes(vision.example_shapes(), vision.image_size),
         pixel_row=vision.pixel_row,
         any_size=differ_in_size(config.model),
     )
@@ -111,7 +111,9 @@ def _gradient(param: torch.nn.Parameter) -> torch.Tensor | None:
 def gather_gradient_shards(optimizers: Optimizers) -> None:
     """A distributed optimizer's rank has summed its own part of the gradients only: fetches the others'."""
     for part in optimizers.parts.values():
-        for group in part.ddp.bucket_groups if part.ddp.ddp_config.use_distributed_optimizer else ():
+        if not part.ddp.ddp_config.use_distributed_optimizer:
+            continue
+        for group in part.ddp.bucket_groups + part.ddp.expert_parallel_bucket_groups:
             ranks = group.intra_distributed_optimizer_instance_group
             for bucket in group.buckets:
                 shards = list(bucket.grad_data.chunk(ranks.size()))

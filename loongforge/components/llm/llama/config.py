@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loongforge.components.llm.base import LLMConfig, ParameterSize
 from loongforge.components.llm.llama import sizes
@@ -52,6 +52,9 @@ class LlamaConfig(LLMConfig):
     """Latest positions that a token attends to, its own included (Mistral 7B v0.1: 4096); null: all before it."""
     window_layers: list[int] | None = None
     """Layers, counted from 0, that have the sliding window; null: all."""
+    attention: Literal["causal", "mmca"] = "causal"
+    """What a token attends to. `mmca`: multi-modal causal attention (DeepSpeed-VisualChat): text to earlier text and to
+    earlier images with a softmax each, image tokens to themselves alone."""
 
     @property
     def head_size(self) -> int:
@@ -95,6 +98,8 @@ class LlamaConfig(LLMConfig):
             found.append(f"mrope_section={list(self.mrope_section)} must add up to half of head_dim={self.head_size}")
         if self.sliding_window is not None and self.sliding_window < 1:
             found.append(f"sliding_window={self.sliding_window} must be at least 1, or null")
+        if self.sliding_window is not None and self.attention == "mmca":
+            found.append("attention=mmca has no sliding_window; allowed: null")
         wrong = [layer for layer in self.window_layers or [] if not 0 <= layer < self.num_layers]
         if wrong:
             found.append(f"window_layers: {wrong[0]} is no layer; allowed: 0 .. {self.num_layers - 1}")
@@ -148,6 +153,16 @@ class LlamaConfig(LLMConfig):
         """Forward FLOPs per token: weights of layers and output layer, causal attention at its mean length."""
         return sizes.flops(self, seq_len)
 
+    def flops_with_images(self, seq_len: float, image_share: float) -> float:
+        """Likewise; where attention treats images apart, image tokens attend to nothing."""
+        found = self.flops(seq_len)  # type: ignore[arg-type]
+        if self.attention != "mmca":
+            return found
+        text, images = seq_len * (1 - image_share), seq_len * image_share
+        pairs = (text * (text + 1) / 2 + text * images) / max(seq_len, 1)
+        query = self.num_heads * self.head_size
+        return found - 4.0 * self.num_layers * query * ((seq_len + 1) / 2 - pairs)
+
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard."""
         from loongforge.components.llm.llama.module import LlamaModel
@@ -172,6 +187,11 @@ class LlamaConfig(LLMConfig):
         from loongforge.components.llm.llama.hf_config import to_hf
 
         return to_hf(self)
+
+    @property
+    def implementation(self) -> str:
+        """The types of `families.py` differ in their defaults only."""
+        return "llama"
 
     def settings(self, *, whole: bool) -> dict[str, Any]:
         """With the width of a head and the window of each layer spelled out."""

@@ -87,6 +87,7 @@ class LlamaModel(LanguageModule):
         )
         super().__init__(sizes, context.groups)
         self.vocab_size = config.vocab_size
+        self.separates_images = config.attention == "mmca"
         self.pre_process, self.post_process = context.first_stage, context.last_stage
         self.share_embeddings_and_output_weights = config.tie_embeddings
         self.register_buffer("rope_frequencies", rope.inverse_frequencies(config), persistent=False)
@@ -176,8 +177,12 @@ class LlamaModel(LanguageModule):
 
     def whole(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states of all positions of the rows `[S, B, H]`, the same on every rank of the last stage."""
-        hidden = self._gather_parts(hidden)
+        hidden = self.whole_continued(hidden)
         return gather_chunks(hidden, self.cp_group) if self.cp_group.size() > 1 else hidden
+
+    def whole_continued(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same where every context-parallel rank works on all positions: rows that are continued from a cache."""
+        return self._gather_parts(hidden)
 
     def _gather_parts(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.config.sequence_parallel:

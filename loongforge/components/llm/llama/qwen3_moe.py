@@ -113,6 +113,11 @@ class Qwen3MoeConfig(Qwen3Config):
             "decoder_sparse_step": self.expert_layer_step,
         }
 
+    @property
+    def implementation(self) -> str:
+        """Another one than of decoders without experts."""
+        return self.type
+
     def settings(self, *, whole: bool) -> dict[str, Any]:
         """With the layers that have experts spelled out."""
         found = {

@@ -53,9 +53,9 @@ def _yarn(frequencies: torch.Tensor, scaling: RopeScalingConfig, theta: float) -
 
 
 def cos_sin(inverse: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Cosines and sines of int64 `positions` `[S]`: float32 `[2, S, 1, 1, 1, head_dim / 2]`."""
-    angles = torch.outer(positions.float(), inverse)
-    return torch.stack([angles.cos(), angles.sin()])[:, :, None, None, None]
+    """Cosines and sines of int64 `positions` `[S]`, or `[S, B]`: float32 `[2, S, 1 or B, 1, 1, head_dim / 2]`."""
+    angles = positions.float().reshape(len(positions), -1, 1) * inverse
+    return torch.stack([angles.cos(), angles.sin()])[:, :, :, None, None]
 
 
 def frequency_axes(config: LlamaConfig) -> torch.Tensor | None:

@@ -33,7 +33,7 @@ class PixelShuffleMLPConfig(MLP2xGELUConfig):
         """A factor in each direction."""
         return num_features // self.factor**2
 
-    def feature_problems(self, num_features: int) -> list[str]:
+    def tile_problems(self, tile_size: int, num_features: int) -> list[str]:
         """Features that form no square grid, or one that the factor does not divide."""
         edge = isqrt(num_features)
         if edge**2 != num_features:

@@ -38,7 +38,7 @@ class PerceiverConfig(ProjectorConfig):
         """As many as there are queries."""
         return self.num_queries
 
-    def feature_problems(self, num_features: int) -> list[str]:
+    def tile_problems(self, tile_size: int, num_features: int) -> list[str]:
         """Queries, or features, that form no square grid."""
         found = []
         if isqrt(self.num_queries) ** 2 != self.num_queries:

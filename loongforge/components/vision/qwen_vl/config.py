@@ -22,7 +22,10 @@ class QwenViTConfig(AnySizeVisionConfig):
 
     hf_free: ClassVar[frozenset[str]] = frozenset({"image_size"})
     hf_whole: ClassVar[frozenset[str]] = frozenset(
-        {"image_mean", "image_std", "image_resize", "min_pixels", "max_pixels"}
+        {
+            *("image_mean", "image_std", "image_resize"),
+            *("min_pixels", "max_pixels", "min_video_pixels", "max_video_pixels"),
+        }
     )
 
     patch_size: int = 14
@@ -94,6 +97,8 @@ class QwenViTConfig(AnySizeVisionConfig):
             image_size=2 * edge,
             min_pixels=edge**2,
             max_pixels=(4 * edge) ** 2,
+            min_video_pixels=edge**2,
+            max_video_pixels=(4 * edge) ** 2,
             init_std=0.08,
             init_from=None,
         )
@@ -181,6 +186,11 @@ class Qwen25ViTConfig(QwenViTConfig):
     """Layers (from 0) that attend to whole frames."""
     tokens_per_second: int = 4
     """Temporal positions of a second of video."""
+
+    @property
+    def positions_per_second(self) -> float | None:
+        """As the setting says."""
+        return self.tokens_per_second
 
     @property
     def normalization(self) -> str:
