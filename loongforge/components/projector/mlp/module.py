@@ -13,6 +13,7 @@ from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUCo
 from loongforge.components.projector.mlp.pixel_shuffle import PixelShuffleMLPConfig
 from loongforge.components.transformer.layers import linear_config
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear, WholeLinear
+from loongforge.parallel.images import Shapes
 
 
 class LinearProjector(MegatronModule):
@@ -49,6 +50,8 @@ class MLPProjector(MegatronModule):
 class PixelShuffleMLPProjector(MLPProjector):
     """Squares of neighbouring features side by side, and a norm, before the MLP."""
 
+    any_size = True
+
     def __init__(
         self, config: PixelShuffleMLPConfig, context: BuildContext, *, input_size: int, output_size: int
     ) -> None:
@@ -57,14 +60,25 @@ class PixelShuffleMLPProjector(MLPProjector):
         self.factor = config.factor
         self.norm = torch.nn.LayerNorm(width, eps=config.norm_eps, dtype=context.dtype)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`[P, N, input_size]` -> `[P / factor^2, N, output_size]`."""
-        return super().forward(self.norm(shuffled(features, self.factor)))
+    def forward(self, features: torch.Tensor, shapes: Shapes | None = None) -> torch.Tensor:
+        """`[P, N, input_size]` -> `[P / factor^2, N, output_size]`; with shapes: `[features, input_size]` -> rows."""
+        if shapes is None:
+            edge = isqrt(len(features))
+            return super().forward(self.norm(shuffled(features, self.factor, edge, edge)))
+        parts = features.split([shape.features for shape in shapes])
+        rows = [self._rows(part, *shape.grid) for part, shape in zip(parts, shapes, strict=True)]
+        return super().forward(self.norm(torch.cat(rows)))
+
+    def _rows(self, features: torch.Tensor, frames: int, height: int, width: int) -> torch.Tensor:
+        """One image's or video's features `[frames * height * width, C]`, shuffled, frame by frame."""
+        each = features.unflatten(0, (frames, height * width)).transpose(0, 1)
+        return shuffled(each, self.factor, height, width).transpose(0, 1).flatten(0, 1)
 
 
-def shuffled(features: torch.Tensor, factor: int) -> torch.Tensor:
-    """Features of a square grid `[P, N, C]` -> `[P / factor^2, N, factor^2 C]`: a square's rows one after another."""
-    edge, (num, width) = isqrt(len(features)), features.shape[1:]
-    cells = edge // factor
-    squares = features.view(cells, factor, cells, factor, num, width).permute(0, 2, 4, 1, 3, 5)
-    return squares.reshape(cells**2, num, factor**2 * width)
+def shuffled(features: torch.Tensor, factor: int, height: int, width: int) -> torch.Tensor:
+    """Features of a grid `[height * width, N, C]` -> `[P', N, factor^2 C]`: a square's rows one after another; rows and
+    columns that fill no square are left out."""
+    down, across = height // factor, width // factor
+    grid = features.unflatten(0, (height, width))[: down * factor, : across * factor]
+    squares = grid.unflatten(1, (across, factor)).unflatten(0, (down, factor)).permute(0, 2, 4, 1, 3, 5)
+    return squares.reshape(down * across, features.shape[1], -1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from loongforge.components.hf_settings import HFSettings
 from loongforge.components.projector.mlp.config import MLP2xGELUConfig
 from loongforge.config.errors import UserError
+from loongforge.parallel.images import ImageShape
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ class PixelShuffleMLPConfig(MLP2xGELUConfig):
     """Pixel shuffle, LayerNorm, linear, exact GELU, linear (transformers `InternVLMultiModalProjector`)."""
 
     hf_model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    any_size: ClassVar[bool] = True
 
     factor: int = 2
     """So many neighbours in each direction become one token (`downsample_ratio` 0.5)."""
@@ -32,6 +34,12 @@ class PixelShuffleMLPConfig(MLP2xGELUConfig):
     def num_tokens(self, num_features: int) -> int:
         """A factor in each direction."""
         return num_features // self.factor**2
+
+    def shape(self, seen: ImageShape) -> ImageShape:
+        """A factor in each direction; what fills no square is left out."""
+        frames, height, width = seen.grid
+        grid = (frames, height // self.factor, width // self.factor)
+        return replace(seen, tokens=grid[0] * grid[1] * grid[2], token_grid=grid)
 
     def tile_problems(self, tile_size: int, num_features: int) -> list[str]:
         """Features that form no square grid, or one that the factor does not divide."""

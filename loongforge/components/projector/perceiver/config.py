@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from loongforge.components.projector.base import ProjectorConfig
 
@@ -22,6 +22,8 @@ class PerceiverConfig(ProjectorConfig):
     Features -> linear, LayerNorm -> keys and values; queries -> LayerNorm; fixed 2-D sine-cosine positions on queries
     and keys; attention at the LLM's width -> LayerNorm -> linear.
     """
+
+    any_size: ClassVar[bool] = True
 
     num_queries: int = 256
     """Tokens of an image; a square number."""

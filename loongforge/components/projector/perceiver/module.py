@@ -13,10 +13,13 @@ from loongforge.components.projector.perceiver.positions import grid_positions, 
 from loongforge.components.transformer.cross_attention import CrossAttention
 from loongforge.components.transformer.layers import linear_config
 from loongforge.components.transformer.linear import WholeLinear
+from loongforge.parallel.images import Shapes
 
 
 class Perceiver(MegatronModule):
     """Learned queries attend once to an image's features; heads are divided over tensor-parallel ranks."""
+
+    any_size = True
 
     def __init__(self, config: PerceiverConfig, context: BuildContext, *, input_size: int, output_size: int) -> None:
         super().__init__(linear_config(context, output_size))
@@ -33,10 +36,19 @@ class Perceiver(MegatronModule):
         positions = grid_positions(isqrt(config.num_queries), width)
         self.register_buffer("positions", positions, persistent=False)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`[P, N, input_size]` -> `[num_queries, N, output_size]`."""
+    def forward(self, features: torch.Tensor, shapes: Shapes | None = None) -> torch.Tensor:
+        """`[P, N, input_size]` -> `[num_queries, N, output_size]`; with shapes: `[features, input_size]` -> rows."""
+        if shapes is None:
+            edge = isqrt(len(features))
+            return self._resample(features, 1, edge, edge)
+        parts = features[:, None].split([shape.features for shape in shapes])
+        rows = [self._resample(part, *shape.grid)[:, 0] for part, shape in zip(parts, shapes, strict=True)]
+        return torch.cat(rows)
+
+    def _resample(self, features: torch.Tensor, frames: int, height: int, width: int) -> torch.Tensor:
+        """Images of one shape `[frames * height * width, N, input_size]`; frames have the same positions."""
         values = self.feature_norm(self.features(features))
-        keys = values + resized(self.positions, isqrt(len(values)))[:, None].to(values.dtype)
+        keys = values + resized(self.positions, height, width).repeat(frames, 1)[:, None].to(values.dtype)
         queries = self.query_norm(self.queries) + self.positions.to(values.dtype)
         attended = self.attention(queries[:, None].expand(-1, values.shape[1], -1), keys, values)
         return self.output(self.post_norm(attended))

@@ -18,11 +18,11 @@ def grid_positions(edge: int, width: int) -> torch.Tensor:
     return torch.cat([columns, rows], -1).flatten(0, 1).float()
 
 
-def resized(positions: torch.Tensor, edge: int) -> torch.Tensor:
-    """Positions `[n^2, width]` of a grid stretched to `edge` x `edge` cells, bicubically."""
+def resized(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Positions `[n^2, C]` of a square grid stretched to `height` x `width` cells, bicubically."""
     old = round(len(positions) ** 0.5)
-    if old == edge:
+    if old == height == width:
         return positions
     image = positions.view(1, old, old, -1).permute(0, 3, 1, 2)
-    stretched = F.interpolate(image, size=(edge, edge), mode="bicubic", align_corners=False)
+    stretched = F.interpolate(image, size=(height, width), mode="bicubic", align_corners=False)
     return stretched.permute(0, 2, 3, 1).flatten(0, 2)
