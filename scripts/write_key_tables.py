@@ -31,6 +31,9 @@ _SECTIONS = {
     "checkpoint": schema.CheckpointConfig,
     "logging": schema.LoggingConfig,
     "launcher": schema.LauncherConfig,
+    "cluster": schema.ClusterConfig,
+    "cluster.slurm": schema.SlurmConfig,
+    "cluster.kubernetes": schema.KubernetesConfig,
     "run": schema.RunConfig,
 }
 

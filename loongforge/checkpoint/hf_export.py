@@ -58,17 +58,11 @@ class FolderWeights:
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape of each, with the type of its first piece."""
-        tensors = self.source.folder.tensors
-        return {name: (shape, DTYPES[tensors[self._pieces(name)[0]].dtype]) for name, shape in self.known.items()}
-
-    def _pieces(self, name: str) -> list[str]:
-        rule, _ = self.source.names.find(name)
-        return [found for bare in self.source.names.bare_names(name) if (found := self.source.find(bare, rule))]
+        return {name: (shape, self.source.dtype(name)) for name, shape in self.known.items()}
 
     def read(self, name: str) -> torch.Tensor:
         """One of them."""
-        rule, _ = self.source.names.find(name)
-        return rule.join([self.source.folder.read(piece) for piece in self._pieces(name)])
+        return self.source.full(name, self.known[name])
 
 
 @dataclass
@@ -181,7 +175,7 @@ def export_config(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> 
         known = ours.get(key)
         if isinstance(value, dict) and isinstance(known, dict):
             found[key] = export_config(known, value)
-        elif key not in _FOLLOWS or key not in ours:
+        elif key not in _FOLLOWS or ours.get(key) is None:
             found[key] = value
     return found
 

@@ -9,7 +9,7 @@ import torch
 
 from loongforge.checkpoint.hf_folder import DTYPES, HFFolder
 from loongforge.components.hf import NameMap, Rule
-from loongforge.components.sharding import Shard
+from loongforge.components.sharding import Shard, is_padded
 
 
 @dataclass
@@ -86,8 +86,7 @@ class HFSource:
         """Reads a rank's shards, one after another in the order of the files; yields the bytes of each."""
         found = [(shard, *self.names.find(shard.name)) for shard in shards]
         for shard, rule, _ in sorted(found, key=lambda entry: self._place(entry[0], entry[1])):
-            pieces = [name for bare in self.names.bare_names(shard.name) if (name := self.find(bare, rule))]
-            shard.param.copy_(self._shard(shard, rule, pieces))
+            shard.param.copy_(self._shard(shard, rule))
             yield shard.param.numel() * shard.param.element_size()
         self.folder.close()
 
@@ -96,30 +95,49 @@ class HFSource:
         stored = self.folder.tensors[name or ""]
         return str(stored.file), stored.start
 
-    def _shard(self, shard: Shard, rule: Rule, pieces: list[str]) -> torch.Tensor:
-        if len(pieces) == 1 and self._rows_missing(pieces[0], shard):
-            return self._grown(pieces[0], shard)
+    def full(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Our full tensor of a global name, rows of a grown vocabulary included."""
+        rule, _ = self.names.find(name)
+        pieces = self._pieces(name, rule)
+        if self._grows(pieces, shape):
+            return self._rows(pieces[0], 0, shape[0], shape[0])
+        return rule.join([self.folder.read(piece) for piece in pieces])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of the first tensor that makes up ours of a global name."""
+        rule, _ = self.names.find(name)
+        return DTYPES[self.folder.tensors[self._pieces(name, rule)[0]].dtype]
+
+    def _pieces(self, name: str, rule: Rule) -> list[str]:
+        return [found for bare in self.names.bare_names(name) if (found := self.find(bare, rule))]
+
+    def _grows(self, pieces: list[str], shape: tuple[int, ...]) -> bool:
+        stored = self.folder.tensors[pieces[0]].shape
+        return len(pieces) == 1 and len(shape) == len(stored) == 2 and stored[0] < shape[0]
+
+    def _shard(self, shard: Shard, rule: Rule) -> torch.Tensor:
+        pieces = self._pieces(shard.name, rule)
+        if shard.axis == 0 and (self._grows(pieces, shard.shape) or is_padded(shard.param)):
+            count = shard.param.shape[0]
+            return self._rows(pieces[0], shard.rank * count, count, shard.shape[0])
         # parts of stacked tensors make up a part of ours where ours divides each of them on its own
         if shard.axis is None or not rule.reads_parts(shard.tp) or (rule.join is torch.cat and not shard.gated):
-            return shard.take(rule.join([self.folder.read(name) for name in pieces]))
-        return rule.join([self.folder.read(name, axis=shard.axis, part=shard.rank, parts=shard.tp) for name in pieces])
+            return shard.take(self.full(shard.name, shard.shape))
+        place = {"axis": shard.axis, "part": shard.rank, "parts": shard.tp}
+        return rule.join([self.folder.read(name, **place) for name in pieces])
 
-    def _rows_missing(self, name: str, shard: Shard) -> bool:
-        stored = self.folder.tensors[name].shape
-        return len(shard.shape) == len(stored) == 2 and stored[0] < shard.shape[0]
-
-    def _grown(self, name: str, shard: Shard) -> torch.Tensor:
-        """Rows of a grown vocabulary: those of new tokens are the mean of all old ones."""
+    def _rows(self, name: str, first: int, count: int, whole: int) -> torch.Tensor:
+        """Rows of a vocabulary grown to `whole`: those of new tokens are the mean of all old ones, padding is zero."""
         stored = self.folder.tensors[name]
         old, width = stored.shape
-        count = shard.param.shape[0]
-        first = shard.rank * count if shard.axis == 0 else 0
         result = torch.empty(count, width, dtype=DTYPES[stored.dtype])
         kept = max(0, min(count, old - first))
         if kept:
             result[:kept] = self.folder.read_range(name, 0, first, kept)
-        if kept < count:
-            result[kept:] = self._mean_row(name)
+        real = max(kept, min(count, whole - first))
+        if kept < real:
+            result[kept:real] = self._mean_row(name)
+        result[real:] = 0
         return result
 
     def _mean_row(self, name: str) -> torch.Tensor:

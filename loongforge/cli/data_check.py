@@ -116,5 +116,6 @@ def _outlook(train: CheckedSet, config: Config | None, args: Namespace) -> Outlo
         layout = recipe_layout(config)
         if layout is not None:
             budget = budget or micro_batch_tokens(config, layout)
-            share = padded_share(train.lengths_by_source, train.opened.weights, batch_shape(config, layout))
+            shape = batch_shape(config, layout)
+            share = padded_share(train.lengths_by_source, train.opened.weights, shape) if shape is not None else None
     return Outlook(share, packing(train.lengths, budget) if budget else None)

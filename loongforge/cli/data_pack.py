@@ -38,7 +38,9 @@ def run(argv: Sequence[str]) -> int:
     recipe_args.add_overrides(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write; appears when it is complete")
     parser.add_argument("--tokens", type=int, metavar="N", help="of a row at most (default: the recipe's micro-batch)")
-    parser.add_argument("--patches", type=int, metavar="N", help="of a row's images at most (default: any number)")
+    parser.add_argument(
+        "--patches", type=int, metavar="N", help="of a row's images at most (default: balance.patch_cap)"
+    )
     parser.add_argument("--samples", type=int, metavar="N", help="the first N of the run's order (default: all)")
     parser.add_argument(
         "--window", type=int, default=1 << 16, metavar="N", help="fill rows among so many (%(default)s)"
@@ -70,7 +72,7 @@ def _job(config: Config, args: Namespace) -> Job:
     return make_job(
         config.data,
         recipe_processor(config),
-        Budget(tokens, args.patches),
+        Budget(tokens, args.patches or config.balance.patch_cap),
         seed=config.trainer.seed,
         samples=args.samples,
         window=args.window,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.base import VisionConfig
@@ -11,6 +13,11 @@ from loongforge.data.arrange import Load
 from loongforge.data.check.outlook import BatchShape
 from loongforge.data.processing import SampleProcessor
 from loongforge.parallel.layout import Layout
+
+if TYPE_CHECKING:
+    from loongforge.data.metadata import MetadataTable
+    from loongforge.data.sample import SampleMeta
+    from loongforge.data.sources import Source
 
 
 def recipe_processor(config: Config) -> SampleProcessor:
@@ -43,10 +50,12 @@ def recipe_layout(config: Config) -> Layout | None:
         return None
 
 
-def batch_shape(config: Config, layout: Layout) -> BatchShape:
-    """Of the recipe's padded batches."""
+def batch_shape(config: Config, layout: Layout) -> BatchShape | None:
+    """Of the recipe's padded batches; None where its samples can only be packed."""
     from loongforge.model.checks import micro_batch_size
 
+    if config.trainer.global_batch_size % (micro_batch_size(config, layout) * layout.dp):
+        return None
     return BatchShape(
         global_batch_size=config.trainer.global_batch_size,
         micro_batch_size=micro_batch_size(config, layout),
@@ -64,6 +73,50 @@ def first_loads(config: Config, *, steps: int) -> list[list[tuple[str, Load]]]:
     Raises:
         UserError: there is no good one.
     """
+    sources, table, processor, places = _first_places(config, steps)
+    found = [
+        [
+            (sources[source].load(index).id, _load(processor, meta))
+            for source, index in step
+            if (meta := table.get(source, index)).problem is None
+        ]
+        for step in places
+    ]
+    if not any(found):
+        raise UserError("data.train: no good sample in the first steps; see `loongforge data check`")
+    return [step for step in found if step]
+
+
+def indexed_loads(config: Config, *, steps: int) -> list[list[Load]] | None:
+    """Sizes of the good samples of the first steps by `loongforge data index`, without reading a sample. None where not
+    all of `data.train` is indexed, or with another tokenizer or recipe."""
+    if not _has_index(config):
+        return None
+    _, table, processor, places = _first_places(config, steps)
+    metas = [[table.known(*place) for place in step] for step in places]
+    if any(meta is None for step in metas for meta in step):
+        return None
+    found = [[_load(processor, meta) for meta in step if meta and meta.problem is None] for step in metas]
+    return [step for step in found if step] or None
+
+
+def _has_index(config: Config) -> bool:
+    from loongforge.data.meta_index import meta_path
+    from loongforge.data.sources.open import list_files
+
+    train = config.data.train
+    try:
+        patterns = [train] if isinstance(train, str) else [source.path for source in train]
+        paths = [meta_path(file, config.data.index_dir) for each in patterns for file in list_files(each, "data.train")]
+    except UserError:
+        return False
+    return all(path is not None and path.exists() for path in paths)
+
+
+def _first_places(
+    config: Config, steps: int
+) -> tuple[list[Source], MetadataTable, SampleProcessor, list[list[tuple[int, int]]]]:
+    """The sources of a run, their metadata, its processor, and (source, index) of every sample of the first steps."""
     from loongforge.data.metadata import MetadataTable
     from loongforge.data.order import SampleOrder
     from loongforge.data.sources import open_sources
@@ -73,16 +126,9 @@ def first_loads(config: Config, *, steps: int) -> list[list[tuple[str, Load]]]:
     sources, weights = [source for source, _ in opened], [weight for _, weight in opened]
     order = SampleOrder([len(source) for source in sources], weights, seed=config.trainer.seed, shuffle=data.shuffle)
     table, size = MetadataTable(sources, processor, index_dir=data.index_dir), config.trainer.global_batch_size
-    found = []
-    for step in range(steps):
-        places = [order.at(position) for position in range(step * size, (step + 1) * size)]
-        good = [(place, meta) for place in places if (meta := table.get(*place)).problem is None]
-        found.append(
-            [
-                (sources[source].load(index).id, Load(meta.text_tokens, tuple(processor.images(meta.image_sizes))))
-                for (source, index), meta in good
-            ]
-        )
-    if not any(found):
-        raise UserError("data.train: no good sample in the first steps; see `loongforge data check`")
-    return [step for step in found if step]
+    places = [[order.at(position) for position in range(step * size, (step + 1) * size)] for step in range(steps)]
+    return sources, table, processor, places
+
+
+def _load(processor: SampleProcessor, meta: SampleMeta) -> Load:
+    return Load(meta.text_tokens, tuple(processor.images(meta.image_sizes)))

@@ -13,6 +13,8 @@ from loongforge.config.errors import UserError, did_you_mean
 
 VERBS = {
     "train": "train the model of a recipe",
+    "launch": "start a run on several nodes: Slurm, Kubernetes, torchrun",
+    "preflight": "check the nodes of a cluster before a run",
     "plan": "check a recipe and count its parameters and FLOPs; no weights, no GPU",
     "verify": "prove that a layout trains as one process does",
     "eval": "score a trained model on held-out data",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loongforge.cli.parser import Parser, check_least
 from loongforge.config.errors import UserError
@@ -68,8 +69,22 @@ def _plan(config: Config, args: Namespace) -> int:
     costs = Costs(config, Workload.from_recipe(config, tokens=args.tokens_per_sample, images=args.images_per_sample))
     device = _device(config, world, args)
     plan = report(costs, layout, device) | {"advice": advise(costs, layout, device)}
+    if layout.dp > 1:
+        plan["balance"] = _balance(config, world, args)
     print(json.dumps(plan) if args.json else plan_text(plan))
     return 0
+
+
+def _balance(config: Config, world: int, args: Namespace) -> dict[str, Any]:
+    """What balancing gains, where an index of the data tells, or the command that finds out."""
+    from loongforge.cli.plan_balance import expected_gain
+
+    found = expected_gain(config, world)
+    if found is not None:
+        return found
+    options = [word for folder in args.config_dir for word in ("-cd", folder)]
+    options += ["--world", str(args.world)] if args.world else []
+    return {"command": shlex.join(["loongforge", "plan", *args.overrides, *options, "--balance"])}
 
 
 def _search(config: Config, args: Namespace) -> int:

@@ -40,7 +40,7 @@ _TYPES: dict[str, dict[str, str | type]] = {
         "perceiver": "loongforge.components.projector.perceiver.config:PerceiverConfig",
         "resampler": "loongforge.components.projector.perceiver.config:ResamplerConfig",
         "vit": "loongforge.components.projector.vit_layer.config:ViTLayerConfig",
-        "llava_next": "loongforge.components.projector.llava_next.config:LlavaNextProjectorConfig",
+        "llava_next": "loongforge.components.projector.mlp.llava_next:LlavaNextProjectorConfig",
         "patch_merger": "loongforge.components.projector.patch_merger.config:PatchMergerConfig",
     },
     "llm": {

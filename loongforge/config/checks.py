@@ -81,6 +81,11 @@ _RANGES: dict[str, Check] = {
     "checkpoint.keep": _POSITIVE,
     "logging.every": _POSITIVE,
     "launcher.nproc": _POSITIVE,
+    "cluster.nodes": _POSITIVE,
+    "cluster.processes_per_node": _POSITIVE,
+    "cluster.port": lambda value: None if 1024 <= value < 65535 else "must be a port from 1024 to 65534",
+    "cluster.max_restarts": _NOT_NEGATIVE,
+    "cluster.join_timeout_s": _POSITIVE,
     "run.dir": _not_empty,
     "run.resume": _not_empty,
 }

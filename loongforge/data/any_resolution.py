@@ -17,7 +17,7 @@ from loongforge.data.images import ImageProcessor, to_rgb
 from loongforge.parallel.images import ImageShape
 
 if TYPE_CHECKING:
-    from loongforge.components.projector.llava_next.config import LlavaNextProjectorConfig
+    from loongforge.components.projector.mlp.llava_next import LlavaNextProjectorConfig
     from loongforge.components.vision.base import VisionConfig
 
 

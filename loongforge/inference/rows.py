@@ -40,6 +40,8 @@ class Rows:
     def __init__(self, runner: Runner, number: int, capacity: int, pad_id: int) -> None:
         self.runner, self.pad_id = runner, pad_id
         self.cache = KVCache(number, capacity)
+        self._last: list[int] = []
+        self._chosen = torch.zeros(0, dtype=torch.int64)
 
     def batch(self, new: Sequence[Sequence[int]], images: torch.Tensor, shapes: Shapes | None = None) -> NewTokens:
         """New tokens of each row, padded on the right.
@@ -72,8 +74,9 @@ class Rows:
         if hidden is None:
             return None
         last = [max(count - 1, 0) * len(counts) + row for row, count in enumerate(counts)]
-        chosen = torch.tensor(last, device=hidden.device)
-        logits: torch.Tensor = self.runner.model.llm.logits(hidden, chosen, gathered=True)
+        if last != self._last:
+            self._last, self._chosen = last, torch.tensor(last, device=hidden.device)
+        logits: torch.Tensor = self.runner.model.llm.logits(hidden, self._chosen, gathered=True)
         return logits
 
     def _next_positions(self, batch: NewTokens, counts: Sequence[int]) -> list[int] | None:

@@ -65,14 +65,13 @@ def _pattern_problems(llm: LLMConfig) -> list[str]:
 
 def micro_batch_size(config: Config, layout: Layout) -> int:
     """Samples of a forward pass: the recipe's, or a rank's whole share of the global batch where that is smaller."""
-    return min(config.trainer.micro_batch_size, config.trainer.global_batch_size // layout.dp)
+    return min(config.trainer.micro_batch_size, max(1, config.trainer.global_batch_size // layout.dp))
 
 
 def _batch_problems(config: Config, layout: Layout) -> list[str]:
-    whole, micro = config.trainer.global_batch_size, max(1, micro_batch_size(config, layout))
     if config.packing.enabled:
-        found = f"trainer.global_batch_size={whole} is less than one sample for each of dp={layout.dp} ranks"
-        return [found] if whole < layout.dp else []
+        return []  # rows are dealt out, and a rank without one has an empty row
+    whole, micro = config.trainer.global_batch_size, micro_batch_size(config, layout)
     unit = micro * layout.dp
     if whole % unit == 0:
         return []

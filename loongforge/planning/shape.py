@@ -29,7 +29,7 @@ class Shape:
         """The engine's choices for this layout."""
         config = costs.config
         micro = micro_batch_size(config, layout)
-        number = config.trainer.global_batch_size // (micro * layout.dp)
+        number = max(1, config.trainer.global_batch_size // (micro * layout.dp))
         window = window_size(layout, config.trainer.encode_window, number, micro)
         return cls(micro, number, window, -(-number // window), window * micro * costs.workload.images)
 

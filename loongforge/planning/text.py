@@ -26,6 +26,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"predicted step: {_time(step['seconds'])}, {step['samples_per_s']:.3g} samples/s, MFU {step['mfu']:.0%}, "
         f"pipeline bubble {step['bubble']:.0%}",
         *(f"  {name:<18}{_time(value):>10}{value / step['seconds']:>7.0%}" for name, value in _parts(step["times"])),
+        *_balance(plan),
         *_verdict(plan),
     ]
     return "\n".join(parts)
@@ -113,6 +114,16 @@ def _span(values: list[int]) -> str:
 
 def _parts(times: dict[str, float]) -> list[tuple[str, float]]:
     return [(name.replace("_", " "), value) for name, value in times.items() if value]
+
+
+def _balance(plan: dict[str, Any]) -> list[str]:
+    balance = plan.get("balance")
+    if balance is None:  # one replica: nothing to balance
+        return []
+    if "command" in balance:
+        return [f"what balance.mode would gain (here at once, if data.train had an index): {balance['command']}"]
+    speed = ", ".join(f"{mode} {speed:.2f} times" for mode, speed in balance["speed"].items() if mode != "none")
+    return [f"balance.mode, packed, as fast as none in the first {balance['steps']} steps (simulated): {speed}"]
 
 
 def _verdict(plan: dict[str, Any]) -> list[str]:

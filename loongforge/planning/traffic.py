@@ -76,7 +76,7 @@ def llm_expert_parallel(costs: Costs, layout: Layout, shape: Shape) -> Collectiv
     rows = [llm.expert_rows(layer) for layer in range(llm.num_layers)]
     calls = 2 * (_passes(costs, "llm") + _recomputed(costs)) / grid.pp
     volume = calls * sum(rows) * _stage_bytes(costs, layout, shape)
-    return Collectives.gathers(grid.ep, grid.tp * grid.cp * grid.dp, volume, calls * sum(map(bool, rows)))
+    return Collectives.gathers(grid.ep, grid.tp * grid.ep, volume, calls * sum(map(bool, rows)))
 
 
 def between_stages(costs: Costs, layout: Layout, shape: Shape) -> float:

@@ -170,6 +170,11 @@ class Reporter:
         if self.main:
             self.console.info(f"saved {path}")
 
+    def exported(self, path: Path) -> None:
+        """After a Hugging Face folder."""
+        if self.main:
+            self.console.info(f"exported {path}")
+
     def stopped(self, step: int) -> None:
         """A signal ended the run."""
         if self.main:

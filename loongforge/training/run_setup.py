@@ -12,8 +12,10 @@ import torch.distributed as dist
 
 from loongforge import __version__
 from loongforge.checkpoint import rng
+from loongforge.checkpoint.families.registry import family_for
 from loongforge.checkpoint.hf_origin import FOLDER
 from loongforge.checkpoint.lifecycle import Checkpoint, CheckpointStore, resolve
+from loongforge.checkpoint.sharded import write_state
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.base import VisionConfig
@@ -23,10 +25,12 @@ from loongforge.data import builtin
 from loongforge.data.batch import Batch
 from loongforge.data.build import build_processor
 from loongforge.data.loader import TrainLoader
+from loongforge.inference.export import export_checkpoint
 from loongforge.kernels.backend import Backend
 from loongforge.model.assembly import build_model
 from loongforge.model.checks import check_model, micro_batch_size
 from loongforge.model.execution import Runner
+from loongforge.model.weights import model_state
 from loongforge.parallel.groups import make_groups
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import World
@@ -74,6 +78,8 @@ class Setup:
         layout = Layout.from_model(config.model, world.size)
         check_model(config, layout)
         check_init_from(config)
+        if config.trainer.export_hf_every:
+            family_for(config.model)
         resumed = self._find_checkpoint(run_dir)
         if resumed is not None:
             check_same_form(config, resumed.path)
@@ -160,6 +166,23 @@ class Setup:
         }
         return self.store.save(step, self._write, meta, is_writer=self.world.rank == 0, barrier=self._barrier)
 
+    def export(self, step: int) -> Path:
+        """Writes the weights after `step` steps as a Hugging Face folder. Collective over the world."""
+        folder = self.origin.parent / "exports" / f"step_{step:08d}"
+        aside = folder.with_name(f".{folder.name}.weights")
+        if self.world.rank == 0:
+            for old in (folder, aside):
+                shutil.rmtree(old, ignore_errors=True)
+            aside.mkdir(parents=True)
+        self._barrier()
+        write_state({"model": model_state(self.model, self.groups)}, aside)
+        if self.world.rank == 0:
+            self._write_files(aside)
+            export_checkpoint(self.config, aside, folder)
+            shutil.rmtree(aside)
+        self._barrier()
+        return folder
+
     def _barrier(self) -> None:
         if self.world.size > 1:
             dist.barrier()
@@ -169,10 +192,14 @@ class Setup:
         save_training(path, self.model, self.optimizers, self.groups)
         (path / f"rng_{self.world.rank}.json").write_text(json.dumps(rng.capture()))
         if self.world.rank == 0:
-            save_config(self.tree, path / "config.yaml")
-            self.processor.tokenizer.save_pretrained(path / "tokenizer")
-            if self.origin.is_dir():
-                shutil.copytree(self.origin, path / FOLDER)
+            self._write_files(path)
+
+    def _write_files(self, path: Path) -> None:
+        """What a checkpoint holds besides state."""
+        save_config(self.tree, path / "config.yaml")
+        self.processor.tokenizer.save_pretrained(path / "tokenizer")
+        if self.origin.is_dir():
+            shutil.copytree(self.origin, path / FOLDER)
 
     def close(self) -> None:
         """Ends the background reading."""

@@ -73,6 +73,9 @@ class Trainer:
                 self._evaluate(done)
             if stop or self._due(self.config.checkpoint.every, done):
                 self.reporter.saved(setup.save(done))
+            every = self.config.trainer.export_hf_every
+            if every > 0 and self._due(every, done):
+                self.reporter.exported(setup.export(done))
             if stop and done < steps:
                 self.reporter.stopped(done)
                 return 130

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
 
@@ -64,6 +64,7 @@ class TrainerSide:
             data_collator=lambda batch: collate(batch[0]),
             callbacks=[self.clock],
         )
+        self.trainer.remove_callback(PrinterCallback)
 
     def block(self) -> float:
         """Seconds of all steps but the first."""

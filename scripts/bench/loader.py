@@ -14,15 +14,13 @@ import argparse
 import io
 import json
 import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 from PIL import Image
 
@@ -35,7 +33,7 @@ from loongforge.data.sources.shard_writer import write_shards
 from loongforge.data.tokenizer import load_tokenizer
 from loongforge.planning.packing import data_part, packing_rules
 
-SAMPLES, BATCH, WARM = 4000, 16, 3
+BATCH = 16
 OVERRIDES = [
     *("+recipe=llava_sft", "data=custom", f"trainer.global_batch_size={BATCH}", "trainer.micro_batch_size=16"),
     *("model.vision.num_layers=6", "model.vision.hidden_size=192", "model.vision.num_heads=6"),
@@ -47,14 +45,14 @@ OVERRIDES = [
 ]
 
 
-def write_data(folder: Path, pixels: int, kind: str) -> list[str]:
-    """Shards of the length mix; returns the overrides that name them."""
+def write_data(folder: Path, number: int, pixels: int, kind: str) -> list[str]:
+    """Shards of so many samples of the length mix; returns the overrides that name them."""
     tokenizer = build("digits_vqa", folder / "digits_vqa") / "tokenizer"
     words, draw = load_tokenizer(str(tokenizer)), np.random.default_rng(0)
     unit = len(words.encode(" digit", add_special_tokens=False))
 
     def samples() -> Any:
-        for number in range(SAMPLES):
+        for key in range(number):
             length = min(192, max(16, int(draw.lognormal(np.log(64), 0.7)))) - 12  # the template's own tokens
             halves = [" digit" * max(1, length // 2 // unit)] * 2
             messages = [
@@ -64,28 +62,16 @@ def write_data(folder: Path, pixels: int, kind: str) -> list[str]:
             coarse = draw.integers(0, 256, (14, 14, 3), np.uint8)
             buffer = io.BytesIO()
             Image.fromarray(coarse).resize((pixels, pixels), Image.Resampling.BICUBIC).save(buffer, kind)
-            record = json.dumps({"id": str(number), "messages": messages}).encode()
-            yield f"{number:06}", {"json": record, "0.jpg" if kind == "JPEG" else "0.png": buffer.getvalue()}
+            record = json.dumps({"id": str(key), "messages": messages}).encode()
+            yield f"{key:06}", {"json": record, "0.jpg" if kind == "JPEG" else "0.png": buffer.getvalue()}
 
     write_shards(folder, "train", samples(), 1000)
     return [f"data.train={folder}", f"data.eval={folder}/train-00000.tar", f"data.tokenizer={tokenizer}"]
 
 
-def train(overrides: list[str], folder: Path, steps: int, threads: int) -> tuple[float, float]:
-    """(seconds of a step, seconds of it spent waiting for data), medians of a real run."""
-    command = [sys.executable, "-m", "loongforge", "train", *overrides]
-    command += [f"run.dir={folder / 'run'}", f"trainer.steps={steps + WARM}", f"trainer.threads={threads}"]
-    environ = {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",
-        **os.environ,
-    }  # spinning threads stop a busy machine
-    done = subprocess.run(command, capture_output=True, text=True, env=environ)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    records = [line for line in lines if "step_time_s" in line][WARM:]
-    shutil.rmtree(folder / "run")
+def measure(overrides: list[str], folder: Path, steps: int, threads: int) -> tuple[float, float]:
+    """(seconds of a step, seconds of it spent waiting for data), medians of a run."""
+    records = command.train(folder / "run", [*overrides, f"trainer.threads={threads}"], steps)
     step, wait = (statistics.median(record[name] for record in records) for name in ("step_time_s", "data_wait_s"))
     return step, wait
 
@@ -127,13 +113,14 @@ def main() -> None:
     parser.add_argument("--kind", choices=("JPEG", "PNG"), default="JPEG")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = []
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # spinning threads stop a busy machine
+    found, longer = [], 5 * args.steps  # steps of the loader alone
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        overrides = [*OVERRIDES, *write_data(folder, args.pixels, args.kind)]
+        overrides = [*OVERRIDES, *write_data(folder, BATCH * (1 + longer), args.pixels, args.kind)]
         for _ in range(args.rounds):
-            step, wait = train(overrides, folder, args.steps, args.threads)
-            alone = load(overrides, min(SAMPLES // BATCH - 1, 5 * args.steps))
+            step, wait = measure(overrides, folder, args.steps, args.threads)
+            alone = load(overrides, longer)
             found.append({"step_s": step, "wait_share": wait / step, "loader_s": alone, "ratio": step / alone})
     result = {key: statistics.median(one[key] for one in found) for key in found[0]}
     if args.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,28 @@ def test_preview_of_packs(recipe: list[str], capsys: Capture) -> None:
     assert "packing.enabled=true" in capsys.readouterr().err
 
 
+def test_plan_says_what_balance_gains(recipe: list[str], tmp_path: Path, capsys: Capture) -> None:
+    """By an index that fits; else the command that finds out. Both say the same."""
+    argv = [*recipe, "launcher.nproc=4", f"data.index_dir={tmp_path / 'index'}"]
+    gpu = ["--device", "h100"]  # there is nothing to measure
+    assert main(["plan", *argv, *gpu, "--json"]) == 0
+    command = json.loads(capsys.readouterr().out)["balance"]["command"]
+    assert shlex.split(command)[:2] == ["loongforge", "plan"]
+    assert main([*shlex.split(command)[1:], "--json"]) == 0
+    modes = json.loads(capsys.readouterr().out)["modes"]
+    assert main(["data", "index", *argv, "--workers", "2"]) == 0
+    capsys.readouterr()
+    assert main(["plan", *argv, *gpu, "--json"]) == 0
+    speed = json.loads(capsys.readouterr().out)["balance"]["speed"]
+    assert speed == pytest.approx({mode: 1 / one["step"] for mode, one in modes.items()})
+    assert main(["plan", *argv, *gpu]) == 0
+    assert f"full {speed['full']:.2f} times" in capsys.readouterr().out
+    assert main(["plan", *argv, *gpu, "data.max_length=96", "--json"]) == 0
+    assert "command" in json.loads(capsys.readouterr().out)["balance"]
+    assert main(["plan", *argv, *gpu, "launcher.nproc=1", "--json"]) == 0
+    assert "balance" not in json.loads(capsys.readouterr().out)
+
+
 def test_plan_of_balance(recipe: list[str], capsys: Capture) -> None:
     argv = ["plan", *recipe, "launcher.nproc=4", "packing.enabled=true", "trainer.micro_batch_tokens=256", "--balance"]
     assert main([*argv, "--json"]) == 0
@@ -203,3 +226,26 @@ def test_plan_of_balance(recipe: list[str], capsys: Capture) -> None:
     assert modes["llm"]["balance_llm"] <= modes["none"]["balance_llm"]
     assert main(argv) == 0
     assert "balance.mode" in capsys.readouterr().out
+
+
+def test_pack(recipe: list[str], tmp_path: Path, capsys: Capture) -> None:
+    """Says how full the rows are; does nothing the second time; never writes over anything else."""
+    out = tmp_path / "packed"
+    arguments = ["data", "pack", *recipe, "--samples", "100", "--tokens", "256", "--out", str(out), "--workers", "1"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    for words in ("100 samples in 8 rows of at most 256 tokens", "% full", "padded micro-batches", f"data.train={out}"):
+        assert words in printed
+    written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["samples"] == 100 and report["rows"] == 8 and report["left_out"] == 0
+    assert 0.9 < report["fill"] <= 1 and 0 < report["padding_before"] < 0.5
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
+    for change, words in (
+        (["--tokens", "128"], "packs made with another budget"),
+        (["--tokens", "1"], "--tokens 1 must be at least 2"),
+        (["--out", str(tmp_path)], "holds no packs"),
+    ):
+        assert main([*arguments, *change]) == 2
+        assert words in capsys.readouterr().err

@@ -16,6 +16,7 @@ from loongforge.components.registry import load_plugins, lookup, names, register
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.compose import compose
 from loongforge.config.errors import UserError
+from loongforge.model.flops import num_params
 
 _PLUGIN = """\
 from __future__ import annotations
@@ -153,6 +154,28 @@ def test_language_models_have_the_published_number_of_parameters(llm: str, billi
 
 
 @pytest.mark.parametrize(
+    ("llm", "vision", "norm", "millions"),
+    [
+        ("qwen2_vl_2b", "qwen2_vl_vit", "layer_norm", 2208.985600),
+        ("qwen2_vl_7b", "qwen2_vl_vit", "layer_norm", 8291.375616),
+        ("qwen2_5_vl_3b", "qwen2_5_vl_vit", "rms_norm", 3754.622976),
+        ("qwen2_5_vl_7b", "qwen2_5_vl_vit", "rms_norm", 8292.166656),
+    ],
+)
+def test_qwen_vl_have_the_published_number_of_parameters(llm: str, vision: str, norm: str, millions: float) -> None:
+    parts = [f"llm={llm}", f"vision={vision}", "projector=patch_merger", f"model.projector.norm={norm}"]
+    config = typed_config(compose(["recipe=llava_sft", *parts]).tree)
+    assert sum(num_params(config.model).values()) == round(millions * 1e6)
+
+
+def test_llava_next_has_the_published_number_of_parameters() -> None:
+    """Less the last layer and the last norm of the tower, on which nothing depends."""
+    config = typed_config(compose(["recipe=llava_next_7b", "data.train=x", "data.tokenizer=y"]).tree)
+    layer, norm = 12_596_224, 2048
+    assert sum(num_params(config.model).values()) == 7_063_431_168 - layer - norm
+
+
+@pytest.mark.parametrize(
     ("vision", "tokens", "width"),
     [
         ("clip_vit_l14_336", 576, 1024),
@@ -167,6 +190,8 @@ def test_language_models_have_the_published_number_of_parameters(llm: str, billi
         ("dinov2_g14", 1369, 1536),
         ("clip_vit_tiny", 4, 128),
         ("siglip_vit_tiny", 4, 128),
+        ("qwen2_vl_vit", 1024, 1280),
+        ("qwen2_5_vl_vit", 1024, 1280),
     ],
 )
 def test_encoders_have_the_published_sizes(vision: str, tokens: int, width: int) -> None:

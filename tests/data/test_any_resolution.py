@@ -15,7 +15,7 @@ from PIL import Image
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 
-from loongforge.components.projector.llava_next.config import LlavaNextProjectorConfig
+from loongforge.components.projector.mlp.llava_next import LlavaNextProjectorConfig
 from loongforge.data.any_resolution import AnyResolutionImageProcessor
 from loongforge.data.preview import preview
 from loongforge.data.processing import SampleProcessor

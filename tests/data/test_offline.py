@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from loongforge.config.errors import UserError
 from loongforge.data.batch import IGNORE
+from loongforge.data.check.run import check, open_sets
 from loongforge.data.loader import TrainLoader
 from loongforge.data.metadata import MetadataTable
 from loongforge.data.offline import run as packing_run
@@ -23,7 +24,9 @@ from loongforge.data.offline.budget import Budget, Measured, rows_of
 from loongforge.data.offline.job import Job, make_job
 from loongforge.data.offline.report import Packed
 from loongforge.data.offline.run import pack_data
+from loongforge.data.preview import preview
 from loongforge.data.processing import SampleProcessor
+from loongforge.data.sample import RawSample
 from loongforge.data.sources import open_sources
 from tests.data.conftest import chat, config, png, same, write_jsonl
 from tests.data.test_packed import _loader
@@ -61,6 +64,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def test_every_sample_is_in_one_row_as_it_is_alone(processor: SampleProcessor, mixed: Path, tmp_path: Path) -> None:
     packed = _pack(_job(mixed, processor), tmp_path / "packed")
     assert (packed.samples, packed.left_out) == (58, 2)
+    with pytest.raises(UserError, match="packed row already"):
+        _pack(_job(tmp_path / "packed", processor), tmp_path / "again")
     ((source, _),) = open_sources(str(tmp_path / "packed"), "data.train")
     ((plain, _),) = open_sources(str(mixed), "data.train")
     alone = {}
@@ -188,6 +193,23 @@ def test_sources_are_gone_through_as_in_a_run(processor: SampleProcessor, tmp_pa
     ((source, _),) = open_sources(str(tmp_path / "packed"), "data.train")
     names = [document.id for index in range(len(source)) for document in source.load(index).documents]
     assert sorted(names) == sorted([f"a{i}" for i in range(6)] * 2 + [f"b{i}" for i in range(9)])
+
+
+def test_rows_are_shown_and_checked_sample_by_sample(processor: SampleProcessor, tmp_path: Path) -> None:
+    """A preview says where each begins, and who speaks; a check names the sample in the row."""
+    messages = [chat("Digit?", "7"), chat("Digit?", "7"), chat("Digit?", " ")]
+    data = write_jsonl(tmp_path, [{"id": f"s{i}", "messages": one} for i, one in enumerate(messages)])
+    _pack(_job(data, processor), tmp_path / "packed")
+    ((source, _),) = open_sources(str(tmp_path / "packed"), "data.train")
+    shown = preview(processor(source.load(0)), processor, source.load(0))
+    assert [role for _, role in sorted(shown.roles.items())][::2] == [f"sample {i}, user" for i in _ids(source.load(0))]
+    checked = check(open_sets({"train": str(tmp_path / "packed")}), processor, workers=1, examples=3)
+    assert {kind: problem.count for kind, problem in checked.problems.items()} == {"empty_answer": 1}
+    assert "sample 's2' in it" in checked.problems["empty_answer"].examples[0][1].reason
+
+
+def _ids(row: RawSample) -> list[str]:
+    return [document.id for document in row.documents]
 
 
 def test_a_row_with_a_gap_is_bad(processor: SampleProcessor, mixed: Path, tmp_path: Path) -> None:

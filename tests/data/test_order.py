@@ -90,3 +90,14 @@ def test_epoch_counts_the_source_that_is_furthest() -> None:
     assert order.epoch(0) == 0
     assert order.epoch(40) == 2.0
     assert SampleOrder([8], [1.0], seed=0).epoch(12) == 1.5
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), data=st.data())
+@settings(deadline=None)
+def test_once_is_when_everything_has_come(sizes: list[int], data: st.DataObject) -> None:
+    weights = data.draw(st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=len(sizes), max_size=len(sizes)))
+    order = SampleOrder(sizes, weights, seed=1)
+    everything = {(source, index) for source, size in enumerate(sizes) for index in range(size)}
+    places = [order.at(position) for position in range(order.once())]
+    assert set(places) == everything
+    assert set(places[:-1]) != everything

@@ -195,7 +195,6 @@ from loongforge.data.arrange import Rules
 from loongforge.data.loader import TrainLoader
 from loongforge.data.part import Part
 from loongforge.data.processed import Encoded
-from loongforge.data.processed import Encoded
 from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import RawSample
 from loongforge.data.tokenizer import load_tokenizer

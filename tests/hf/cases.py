@@ -167,7 +167,7 @@ def _llava_next() -> Any:
 
 def _tiled_inputs(batch: Batch) -> dict[str, Any]:
     """Tiles of all images one after another, and images of sizes that have these tiles."""
-    from loongforge.components.projector.llava_next.config import _EXAMPLES, LlavaNextProjectorConfig
+    from loongforge.components.projector.mlp.llava_next import _EXAMPLES, LlavaNextProjectorConfig
     from tests.support.tiny import tiny_vision
 
     projector, vision = LlavaNextProjectorConfig(type="llava_next", grid_pinpoints=PINPOINTS), tiny_vision()
@@ -213,6 +213,7 @@ def _internvl_6b() -> Any:
 CASES: dict[str, Case] = {
     "llama": Case(_llama),
     "llama tied": Case(lambda: _llama(tie_word_embeddings=True)),
+    "llama, odd vocabulary": Case(lambda: _llama(vocab_size=131), layouts=("tp4",)),
     "llama 3.1": Case(_llama_3_1, layouts=("pp3",)),
     "qwen2": Case(_qwen2),
     "qwen3": Case(_qwen3, layouts=("tp4",)),

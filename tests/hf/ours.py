@@ -15,14 +15,16 @@ from loongforge.kernels.backend import select
 BACKEND = select("auto")
 BACKEND.activate()
 
+from loongforge.checkpoint.hf_origin import FOLDER  # noqa: E402
+from loongforge.checkpoint.sharded import write_state  # noqa: E402
 from loongforge.config.schema import Config  # noqa: E402
 from loongforge.inference.generation import Prompt, greedy  # noqa: E402
+from loongforge.model.weights import model_state  # noqa: E402
 from loongforge.parallel.groups import make_groups  # noqa: E402
 from loongforge.parallel.layout import Layout  # noqa: E402
 from loongforge.parallel.session import joined_world  # noqa: E402
-from loongforge.training.state import save_training  # noqa: E402
 from loongforge.training.verify.outcome import Outcome  # noqa: E402
-from loongforge.training.verify.trial import Trial, full_parameters  # noqa: E402
+from loongforge.training.verify.trial import Trial  # noqa: E402
 
 
 @dataclass
@@ -31,18 +33,20 @@ class Ours:
 
     logits: dict[str, np.ndarray] = field(default_factory=dict)
     """`[T, V]` by sample, on ranks that compute them."""
-    imported: dict[str, np.ndarray] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     trained: Outcome | None = None
 
 
-def compare_run(config: Config, prompt: tuple[list[int], np.ndarray, Any], new_tokens: int, swap: bool = False) -> Ours:
+def compare_run(
+    config: Config, prompt: tuple[list[int], np.ndarray, Any], new_tokens: int, folder: Path, swap: bool = False
+) -> Ours:
     """Imports `model.init_from`, and does what the reference does.
 
     Args:
         config: Its recipe under a layout.
         prompt: Token ids, images and their shapes, to continue.
         new_tokens: How many tokens to generate.
+        folder: Gets checkpoints `imported` and `trained`.
         swap: A planted fault: exchanges gate and up projection of one layer.
     """
     with joined_world(BACKEND) as world:
@@ -51,8 +55,10 @@ def compare_run(config: Config, prompt: tuple[list[int], np.ndarray, Any], new_t
         if swap and trial.model.llm is not None:
             weight = trial.model.llm.decoder.layers[0].mlp.linear_fc1.weight
             weight.data.copy_(torch.cat(list(reversed(weight.data.chunk(2)))))
-        found = Ours(imported=full_parameters(trial.model, groups))
-        found.logits = _logits(trial)
+        found = Ours(logits=_logits(trial))
+        _save(trial, folder / "imported")
+        if world.rank == 0:
+            trial.started.keep_origin(folder / "imported" / FOLDER)
         found.tokens = greedy(
             trial.runner,
             [Prompt(*prompt)],
@@ -62,9 +68,13 @@ def compare_run(config: Config, prompt: tuple[list[int], np.ndarray, Any], new_t
         )[0]
         trial.model.train()
         found.trained = trial.run(range(config.trainer.steps))
-        if config.run.dir is not None:
-            save_training(Path(config.run.dir), trial.model, trial.optimizers, groups)
+        _save(trial, folder / "trained")
         return found
+
+
+def _save(trial: Trial, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_state({"model": model_state(trial.model, trial.groups)}, folder)
 
 
 def _logits(trial: Trial) -> dict[str, np.ndarray]:
@@ -85,7 +95,8 @@ def _logits(trial: Trial) -> dict[str, np.ndarray]:
             logits = model.llm.logits(hidden, torch.arange(positions * samples), gathered=True)
             parts = [torch.empty_like(logits) for _ in range(model.llm.tp_group.size())]
             dist.all_gather(parts, logits.contiguous(), group=model.llm.tp_group)
-            return torch.cat(parts, -1).view(positions, samples, -1).transpose(0, 1)
+            whole = torch.cat(parts, -1)[:, : model.llm.vocab_size]
+            return whole.view(positions, samples, -1).transpose(0, 1)
 
         for logits in runner.forward([batch], rows, take):
             for name, row, length in zip(batch.ids, logits, batch.lengths.tolist(), strict=True):

@@ -26,6 +26,8 @@ class Reference:
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     """After all steps, by the names of `state_dict`, but experts one by one."""
+    saved: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The same as `save_pretrained` names them."""
 
 
 def run_reference(model: Any, case: Case, batches: list[Batch]) -> Reference:

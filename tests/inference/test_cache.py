@@ -25,7 +25,8 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def _runner(groups: Any, name: str) -> Runner:
     config = tiny_config(**MODELS[name])
-    for part in (config.model.vision, config.model.projector, config.model.llm):
+    parts: list[Any] = [config.model.vision, config.model.projector, config.model.llm]
+    for part in parts:
         part.init_std = 0.2  # so that every parameter matters
     return Runner(build_model(config, groups, image_token=IMAGE_TOKEN), groups)
 
@@ -96,9 +97,9 @@ def test_a_conversation_goes_on_from_what_is_cached(name: str, groups: Any, monk
     lengths = []
     original = Rows.batch
 
-    def watched(rows: Rows, new: Any, images: Any) -> Any:
+    def watched(rows: Rows, new: Any, *images: Any) -> Any:
         lengths.append(len(new[0]))
-        return original(rows, new, images)
+        return original(rows, new, *images)
 
     monkeypatch.setattr(Rows, "batch", watched)
     ids, images = list(some[1].ids), some[1].images

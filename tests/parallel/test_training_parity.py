@@ -52,6 +52,8 @@ CASES = {
     "cp2 tied qwen": (2, ParallelConfig(cp=2), TIED | QWEN),
     "pp2 tp2 sp tied qwen": (4, ParallelConfig(tp=2, pp=2, sequence_parallel=True), TIED | QWEN),
     "tp4 shared kv heads": (4, ParallelConfig(tp=4), QWEN),
+    "tp4 odd vocabulary": (4, ParallelConfig(tp=4), dict(vocab_size=257)),
+    "tp2 pp2 odd vocabulary, tied": (4, ParallelConfig(tp=2, pp=2), TIED | dict(vocab_size=261, distributed=True)),
     "tp4 sp, one kv head": (4, ParallelConfig(tp=4, sequence_parallel=True), QWEN | dict(num_kv_heads=1)),
     "pp3 uneven": (3, ParallelConfig(pp=3), dict(num_layers=7, global_batch_size=6)),
     "cp2 window": (2, ParallelConfig(cp=2), WINDOW),

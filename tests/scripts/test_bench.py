@@ -32,6 +32,13 @@ def test_engine_cost(model: str) -> None:
     assert result["plain_tokens_per_s"] > 0
 
 
+def test_generation() -> None:
+    """It ends with an error where the two ways write different tokens."""
+    result = _run("generation", "--new-tokens", "24", "--batch", "2", "--rounds", "1")
+    assert result["cached_ms_per_token"] > 0
+    assert result["recomputed_ms_per_token"] > 0
+
+
 def test_layouts() -> None:
     options = ["--steps", "1", "--rounds", "1"]
     result = _run("layouts", *options)
@@ -39,6 +46,12 @@ def test_layouts() -> None:
     assert all(one["measured_s"] > 0 and one["predicted_s"] > 0 for one in result["small"].values())
     large = result["large_predicted_s"]
     assert large["full heterogeneous"] < large["heterogeneous"] < large["uniform"]
+
+
+def test_import_memory() -> None:
+    (result,) = _run("import_memory", "--gb", "0.4", "--ranks", "2", "--axes", "tp").values()
+    assert result["shard"] * 2 >= result["size"]
+    assert result["shard"] < result["peak"] - result["before"] < result["allowed"]
 
 
 def test_balance() -> None:
@@ -50,8 +63,15 @@ def test_balance() -> None:
 
 
 def test_packing() -> None:
-    options = ["--steps", "1", "--blocks", "1", "--threads", "1"]
-    assert set(_run("packing", *options)["ratio"]) == {"padded", "packed"}
+    options = ["--steps", "2", "--blocks", "1", "--threads", "1"]
+    sides = {f"{tool}, {rows}" for tool in ("loop", "Trainer") for rows in ("padded", "packed")}
+    assert set(_run("packing", *options)["ratio"]) == sides
+
+
+def test_loader() -> None:
+    result = _run("loader", "--steps", "1", "--rounds", "1", "--threads", "1")
+    assert 0 <= result["wait_share"] < 1
+    assert result["step_s"] > 0 and result["loader_s"] > 0
 
 
 @pytest.fixture(scope="module")

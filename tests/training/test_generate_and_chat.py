@@ -116,7 +116,7 @@ def test_text_appears_piece_by_piece_in_a_terminal(ask: Ask, monkeypatch: pytest
     whole = ask("--prompt", QUESTION)[0]["answer"]
     pieces: list[str] = []
     terminal = _Terminal()
-    monkeypatch.setattr(terminal, "write", lambda text: pieces.append(text) or len(text))
+    monkeypatch.setattr(terminal, "write", pieces.append)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", terminal)
         assert main(["generate", "--checkpoint", "run", "--max-new-tokens", "6", "--prompt", QUESTION]) == 0

@@ -63,6 +63,13 @@ TILED = {
     "tiles, full tp2": (2, [*FULL, *TILES, "model.llm.parallel.tp=2"]),
     "tiles, packed decoupled": (2, [*PACKED, *TILES, "model.vision.parallel.ranks=[1]"]),
 }
+FEW = {
+    "few, padded": (1, ["trainer.global_batch_size=2"]),
+    "few, packed dp4": (4, [*PACKED, "trainer.global_batch_size=2"]),
+    "few, full dp4": (4, [*FULL, "trainer.global_batch_size=2"]),
+    "few, llm pp2 dp2": (4, [*LLM, "trainer.global_batch_size=1", "model.llm.parallel.pp=2"]),
+    "one, padded": (1, ["trainer.global_batch_size=1"]),
+}
 Run = Callable[..., Path]
 
 
@@ -73,7 +80,7 @@ def run(rank_pool: Callable[[int], RankPool], tmp_path_factory: pytest.TempPathF
     @cache
     def train(name: str, after: str | None = None) -> Path:
         run_dir = tmp_path_factory.mktemp("run")
-        nproc, overrides = (RUNS | TILED)[name]
+        nproc, overrides = (RUNS | TILED | FEW)[name]
         resume = [f"run.resume={train(after) / 'checkpoints' / f'step_{HALF:08}'}"] if after else []
         where = [f"run.dir={run_dir}", f"data.dir={data_dir}", *resume]
         rank_pool(nproc).run(command, "train", "+recipe=llava_sft", *_FIXED, *overrides, *where)
@@ -92,6 +99,18 @@ def test_tiles_are_packed_and_balanced(name: str, run: Run) -> None:
     assert_same(run(name), run("tiles, padded"))
     tiles = sum(record["images"] for record in records(run(name), "loss"))
     assert tiles > 1.2 * sum(record["images"] for record in records(run("padded"), "loss"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("few, packed dp4", "few, padded"),
+        ("few, full dp4", "few, padded"),
+        ("few, llm pp2 dp2", "one, padded"),
+    ],
+)
+def test_ranks_without_a_sample_take_part(name: str, reference: str, run: Run) -> None:
+    assert_same(run(name), run(reference))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from loongforge.checkpoint.families.base import ExportFacts, Prefixes
 from loongforge.checkpoint.families.llava import Llava
-from loongforge.components.projector.llava_next.config import LlavaNextProjectorConfig
+from loongforge.components.projector.mlp.llava_next import LlavaNextProjectorConfig
 from loongforge.components.vision.vit.config import ViTConfig
 from loongforge.config.schema import ModelConfig
 

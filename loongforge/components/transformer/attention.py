@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
@@ -190,29 +191,32 @@ class TorchSelfAttention(SelfAttention):
             `[S, B, H]` and the bias that is still to be added, if any.
         """
         mixed, _ = self.linear_qkv(hidden_states)
-        query, key, value = self._split_heads(mixed)
-        query, key = self.q_layernorm(query), self.k_layernorm(key)
-        if rotary_pos_emb is not None:
-            query, key = self._rotate(query, rotary_pos_emb), self._rotate(key, rotary_pos_emb)
+        query_key, value = self._split_heads(mixed)
+        if rotary_pos_emb is not None and not torch.is_grad_enabled() and isinstance(self.q_layernorm, IdentityOp):
+            query_key = self._rotate(query_key, rotary_pos_emb)  # one call for both: what a single token costs is calls
+            query, key = query_key[..., :-1, :], query_key[..., -1:, :]
+        else:
+            query, key = self.q_layernorm(query_key[..., :-1, :]), self.k_layernorm(query_key[..., -1:, :])
+            if rotary_pos_emb is not None:
+                query, key = self._rotate(query, rotary_pos_emb), self._rotate(key, rotary_pos_emb)
         attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
         return self.linear_proj(attended)
 
     def _rotate(self, heads: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
         return ops.rotary(heads, *rotary.to(heads.dtype).unbind())
 
-    def _split_heads(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`[S, B, width]` -> q `[S, B, groups, heads of a group, head_dim]`, k and v `[S, B, groups, 1, head_dim]`."""
+    def _split_heads(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[S, B, width]` -> q and k `[S, B, groups, heads of a group + 1, head_dim]`, v `[..., 1, head_dim]`."""
         ranks, all_groups = self.tp_group.size(), self.config.num_query_groups
         assert all_groups is not None
         groups, head = max(1, all_groups // ranks), self.hidden_size_per_attention_head
         per_group = self.config.num_attention_heads // all_groups
-        if ranks > all_groups:  # several ranks share a key-value head: each takes its part of that head's queries
-            mixed = all_gather_last_dim_from_tensor_parallel_region(mixed, group=self.tp_group)
-            sharing = ranks // all_groups
-            mine, part = divmod(self.tp_group.rank(), sharing)
-            mixed = mixed.unflatten(-1, (all_groups, -1))[..., mine, :]
-        heads = mixed.unflatten(-1, (groups, per_group + 2, head))
+        if ranks <= all_groups:
+            heads = mixed.view(*mixed.shape[:2], groups, per_group + 2, head)
+            return heads[..., :-1, :], heads[..., -1:, :]
+        # several ranks share a key-value head: each takes its part of that head's queries
+        mixed = all_gather_last_dim_from_tensor_parallel_region(mixed, group=self.tp_group)
+        mine, part = divmod(self.tp_group.rank(), ranks // all_groups)
+        heads = mixed.unflatten(-1, (all_groups, -1))[..., mine, :].unflatten(-1, (groups, per_group + 2, head))
         query, key, value = heads.split([per_group, 1, 1], 3)
-        if ranks > all_groups:
-            query = query.chunk(sharing, 3)[part]
-        return query, key, value
+        return torch.cat([query.chunk(ranks // all_groups, 3)[part], key], 3), value

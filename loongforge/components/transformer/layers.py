@@ -18,14 +18,11 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
-    TransformerLayerSubmodules,
-    get_transformer_layer_offset,
-)
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
 
 from loongforge.components.context import BuildContext
 from loongforge.components.transformer.attention import TorchAttention, TorchSelfAttention
+from loongforge.components.transformer.layer import Block, Layer
 from loongforge.components.transformer.layer_scale import ScaledAdd
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear, UnbiasedColumnLinear
 from loongforge.components.transformer.mlp import FeedForward
@@ -118,7 +115,7 @@ def _layer_spec(
         k_layernorm=head_norm,
     )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=Layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
             self_attention=ModuleSpec(module=attention_type, params={"attn_mask_type": mask}, submodules=attention),
@@ -170,7 +167,7 @@ def transformer_block(
         return _layer_spec(mask, norms[qk_norm], linear_qkv, scaled, own, attention_type, core_type)
 
     specs = [spec(layer) for layer in layers]
-    return TransformerBlock(
+    return Block(
         config,
         TransformerBlockSubmodules(layer_specs=specs, layer_norm=TorchNorm if final_norm else None),
         post_layer_norm=final_norm,

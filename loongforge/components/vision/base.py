@@ -120,13 +120,13 @@ class AnySizeVisionConfig(VisionConfig):
     """The edges of images are whole numbers of so many patches."""
     temporal_patch_size: int = 2
     """Frames of a video in a patch; an image fills them with copies of itself."""
-    min_pixels: int = 56 * 56
+    min_pixels: int = 3136
     """Smaller images are enlarged to so many pixels."""
-    max_pixels: int = 14 * 14 * 4 * 1280
+    max_pixels: int = 1003520
     """Larger images are reduced to so many pixels."""
-    min_video_pixels: int = 128 * 28 * 28
+    min_video_pixels: int = 100352
     """The same of a frame of a video."""
-    max_video_pixels: int = 768 * 28 * 28
+    max_video_pixels: int = 602112
     """The same of a frame of a video."""
 
     @property

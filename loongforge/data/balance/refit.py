@@ -8,7 +8,7 @@ samples fill a cell to its cap is known at once.
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from random import Random
 
 import numpy as np
@@ -17,9 +17,10 @@ from loongforge.data.balance.cells import Cells
 
 _FREE = (8, 24)  # samples of a cell that may leave it, the smallest ones
 _MOST_CELLS = 6  # filled together
-_ORDERS = (3, 6, 6, 12, 12, 24, 24)  # of their samples that are tried; a round over the cells for each number
-_EFFORT = 2_000  # samples that are weighed for each to be placed; of many so much less:
-_MUCH, _MORE = 1_500_000, 100
+_ORDERS = (3, 6, 6, 12, 12, 24)  # of their samples that are tried; a round over the cells for each number,
+_ROUNDS = 30  # and so many more
+_EFFORT = 1_000  # samples that are weighed for each to be placed; of many so much less:
+_MUCH, _MORE = 250_000, 100
 _BITS = 1 << 14  # a sample in a sum of so many tokens counts twice
 
 
@@ -45,18 +46,17 @@ class _Work:
         self.members: list[list[int]] = [[] for _ in cells.count]
         for sample in np.argsort(cells.limits[self.main].sizes, kind="stable").tolist():
             self.members[self.cell[sample]].append(sample)  # the smallest first
-        self.room: list[tuple[int, int]] = []  # what cells within their caps hold, and their numbers
+        self.room: list[tuple[int, int]] = []  # what cells hold, and their numbers; others are no longer true
         self.effort = min(_EFFORT * len(self.cell), _MUCH + _MORE * len(self.cell))
 
     def run(self) -> bool:
         """Cells above a cap one after another, the worst first; round after round, with other cells in each."""
-        for turn, orders in enumerate(_ORDERS):
+        for turn, orders in enumerate(chain(_ORDERS, repeat(_ORDERS[-1], _ROUNDS))):
             over = self._over()
             if not over or self.effort <= 0:
                 break
             draw = Random(turn)
-            above = set(over)
-            self.room = [(held, cell) for cell, held in enumerate(self.held[self.main]) if cell not in above]
+            self.room = [(held, cell) for cell, held in enumerate(self.held[self.main])]
             heapify(self.room)
             for cell in over:
                 if self._excess([cell]) > 0:
@@ -79,15 +79,14 @@ class _Work:
             one = draw.randrange(len(self.members)) if draw and self._has_room(group) else self._roomiest()
             if one is None:
                 break
-            if one in group or self._excess([one]) > 0:
+            if one in group:
                 self.effort -= 1
                 continue
             group.append(one)
             if self._filled_anew(group, orders, last=len(group) == _MOST_CELLS):
                 break
         for one in group:
-            if self._excess([one]) <= 0:
-                heappush(self.room, (self.held[self.main][one], one))
+            heappush(self.room, (self.held[self.main][one], one))
 
     def _roomiest(self) -> int | None:
         while self.room:
@@ -121,9 +120,7 @@ class _Work:
         """Samples of each cell: those it keeps, and of the pool what brings it nearest to its cap; the last has the
         rest."""
         sizes, cap = self.sizes[self.main], self.caps[self.main]
-        pool = sorted(pool, key=lambda sample: -sizes[sample])
-        if order:
-            Random(order).shuffle(pool)
+        pool = sorted(pool, key=lambda sample: _scrambled(sample, order) if order else -sizes[sample])
         filled = []
         for samples in kept[:-1]:
             target = max(cap - sum(sizes[sample] for sample in samples), 0)
@@ -143,6 +140,11 @@ class _Work:
             self.cell[samples] = cell
             for sizes, held in zip(self.sizes, self.held, strict=True):
                 held[cell] = sum(sizes[sample] for sample in samples)
+
+
+def _scrambled(number: int, turn: int) -> int:
+    """A key to sort by: another order in each turn, with less work than `Random.shuffle`."""
+    return ((number * 0x9E3779B1 + turn * 0x85EBCA77) ^ number << 7) * 0xC2B2AE3D & 0xFFFFFFFF
 
 
 def _nearest(sizes: list[int], target: int) -> list[bool]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
+from loongforge.config.errors import UserError
 from loongforge.data.sample import RawSample, SampleError
 from loongforge.data.sources.tar_index import Member
 
@@ -38,9 +39,15 @@ def documents_of(members: Sequence[Member]) -> list[list[Member]]:
 
 
 def row_members(documents: Iterable[RawSample]) -> dict[str, bytes]:
-    """{suffix: content} of a row of samples, for `write_shards`. Images are copied as they are."""
+    """{suffix: content} of a row of samples, for `write_shards`. Images are copied as they are.
+
+    Raises:
+        UserError: one is a row already.
+    """
     members: dict[str, bytes] = {}
     for number, raw in enumerate(documents):
+        if raw.documents:
+            raise UserError(f"{raw.id} is a packed row already; name the data that it was made from")
         said = {"text": raw.text} if raw.text is not None else {"messages": raw.messages}
         members[f"{number}.json"] = json.dumps({"id": raw.id, **said}, ensure_ascii=False, default=str).encode()
         for place, read in enumerate(raw.images):

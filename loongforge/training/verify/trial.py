@@ -58,7 +58,7 @@ class Trial:
         self.config, self.groups, self.pack = config, groups, pack
         self.data = synthetic_data(config)
         self.model = build_model(config, groups, image_token=IMAGE_TOKEN if config.model.vision is not None else None)
-        load_initial_weights(config, self.model, groups)
+        self.started = load_initial_weights(config, self.model, groups)
         self.runner = Runner(self.model, groups, encode_window=config.trainer.encode_window)
         self.optimizers = Optimizers(config, self.model, groups)
 

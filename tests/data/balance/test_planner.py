@@ -44,9 +44,9 @@ def test_caps_hold(case: Case, slack: float, with_patches: bool) -> None:
     assume(len(case.batch))
     shape = {"ranks": case.ranks, "micro_batches": case.micro_batches}
     cells, tokens, patches = case.ranks * case.micro_batches, case.batch.tokens(), case.batch.patches()
-    caps = {"token_cap": max(int(tokens.max()), int(slack * tokens.sum() / cells) + 1)}
+    caps = {"token_cap": max(int(tokens.max()), int(np.ceil(slack * tokens.sum() / cells)))}
     if with_patches:
-        caps["patch_cap"] = max(int(patches.max()), int(slack * patches.sum() / cells) + 1)
+        caps["patch_cap"] = max(int(patches.max()), int(np.ceil(slack * patches.sum() / cells)))
     try:
         made = plan(case.batch, **shape, cost=case.cost, objective=case.objective, **caps)
     except ValueError as error:
@@ -94,6 +94,13 @@ def test_fewer_samples_than_ranks(objective: str) -> None:
     assert len(set(made.rank.tolist())) == 3
     arguments = {"ranks": 8, "micro_batches": 2, "cost": QWEN, "objective": objective}
     assert step_time(made, batch, **arguments) == pytest.approx(lower_bound(batch, **arguments))
+
+
+@pytest.mark.parametrize("tokens", [(0, 0, 0, 50), (1, 5, 5, 100), (0,) * 7 + (9000,)])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_cell_is_empty_however_little_there_is(tokens: tuple[int, ...], objective: str) -> None:
+    made = plan(_text(*tokens), ranks=2, micro_batches=2, cost=QWEN, objective=objective)
+    assert not broken_rules(made, _text(*tokens), ranks=2, micro_batches=2)
 
 
 def test_giant_stands_alone() -> None:
@@ -144,6 +151,10 @@ for kind in ("omni", "tiles, heavy encoder"):
     for objective in ("one_barrier", "lock_step", "pipeline"):
         cap = KINDS[kind].budget
         print(plan(batch, 16, 4, KINDS[kind].cost, objective, token_cap=cap, patch_cap=8 * cap).digest())
+batch, _ = packed_batch("interleaved", 16, 4, seed=5)
+tight = int(np.ceil(batch.tokens().sum() / 64))  # cells have to be filled to the last token
+assert tight >= batch.tokens().max()
+print(plan(batch, 16, 4, KINDS["interleaved"].cost, token_cap=tight).digest())
 """
 
 
@@ -157,7 +168,7 @@ def test_same_plan_in_every_process_and_on_every_processor() -> None:
         done = subprocess.run(command, cwd=REPO, env=given_, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout.split())
-    assert len(printed[0]) == 6
+    assert len(printed[0]) == 7
     assert printed[0] == printed[1]
 
 

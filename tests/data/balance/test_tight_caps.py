@@ -17,18 +17,20 @@ _STEPS, _LARGE = 4, 6000
 _FULL = ["native", "interleaved", "video", "text", "omni"]
 
 
-def _planned(kind: str, ranks: int, objective: str, slack: float) -> None:
-    """Eleven samples a cell, none of them large, and a cap of so many times their mean load, in whole tokens."""
+def _planned(kind: str, ranks: int, objective: str, slack: float, patch_slack: float | None = None) -> None:
+    """Eleven samples a cell, none of them large, and caps of so many times their mean load, in whole tokens."""
     rng, cells, samples = np.random.default_rng(7), ranks * _STEPS, list[Sample]()
     while len(samples) < 11 * cells:
         text, images = KINDS[kind].draw(rng)
         if text + sum(image[2] for image in images) < _LARGE:
             samples.append((text, images))
     batch = metadata(samples)
-    cap = int(np.ceil(slack * batch.tokens().sum() / cells))
+    caps = {"token_cap": int(np.ceil(slack * batch.tokens().sum() / cells))}
+    if patch_slack is not None:
+        caps["patch_cap"] = int(np.ceil(patch_slack * batch.patches().sum() / cells))
     shape = {"ranks": ranks, "micro_batches": _STEPS}
-    made = plan(batch, **shape, cost=KINDS[kind].cost, objective=objective, token_cap=cap)
-    assert not broken_rules(made, batch, **shape, token_cap=cap)
+    made = plan(batch, **shape, cost=KINDS[kind].cost, objective=objective, **caps)
+    assert not broken_rules(made, batch, **shape, **caps)
 
 
 @pytest.mark.parametrize("objective", ["one_barrier", "lock_step", "pipeline"])
@@ -40,6 +42,11 @@ def test_cells_are_filled_to_the_last_token(kind: str, objective: str) -> None:
 def test_caps_a_little_wider() -> None:
     for slack in (1.001, 1.01, 1.05):
         _planned("omni", 32, "lock_step", slack)
+
+
+@pytest.mark.parametrize("kind", ["native", "video"])
+def test_cells_are_filled_to_the_last_token_within_a_cap_on_patches(kind: str) -> None:
+    _planned(kind, 8, "lock_step", 1.0, patch_slack=1.1)
 
 
 def test_nothing_else_fills_cells_to_the_last_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ class LlamaConfig(LLMConfig):
     """RMSNorm, rotary positions, grouped-query attention, SwiGLU (transformers `LlamaForCausalLM` and kin)."""
 
     hf_model_types: ClassVar[tuple[str, ...]] = ("llama",)
-    hf_free: ClassVar[frozenset[str]] = frozenset({"max_seq_len", "vocab_size"})
+    hf_free: ClassVar[frozenset[str]] = frozenset({"max_seq_len", "vocab_size", "attention"})
 
     num_heads: int
     """Query heads."""

@@ -154,6 +154,8 @@ def hf_kind(config: LlamaConfig) -> str:
 
 def to_hf(config: LlamaConfig) -> dict[str, Any]:
     """What transformers needs to compute the same."""
+    if config.attention != "causal":
+        raise UserError(f"no model type of transformers computes model.llm.attention={config.attention}")
     kind = hf_kind(config)
     scaling = _scaling(config.rope_scaling)
     found = {

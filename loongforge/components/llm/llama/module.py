@@ -18,6 +18,7 @@ from loongforge.components.llm.llama import rope
 from loongforge.components.llm.llama.config import LlamaConfig
 from loongforge.components.llm.llama.qwen3_moe import Qwen3MoeConfig
 from loongforge.components.llm.stages import stage_sizes
+from loongforge.components.sharding import pad_to
 from loongforge.components.transformer.attention import gather_chunks
 from loongforge.components.transformer.cross_entropy import vocab_parallel_losses
 from loongforge.components.transformer.experts import ExpertFeedForward, ExpertSizes
@@ -87,6 +88,7 @@ class LlamaModel(LanguageModule):
         )
         super().__init__(sizes, context.groups)
         self.vocab_size = config.vocab_size
+        padded = -(-config.vocab_size // context.tp) * context.tp
         self.separates_images = config.attention == "mmca"
         self.pre_process, self.post_process = context.first_stage, context.last_stage
         self.share_embeddings_and_output_weights = config.tie_embeddings
@@ -96,7 +98,7 @@ class LlamaModel(LanguageModule):
         if self.pre_process:
             self.embedding = LanguageModelEmbedding(
                 sizes,
-                config.vocab_size,
+                padded,
                 config.max_seq_len,
                 position_embedding_type="none",
                 scatter_to_sequence_parallel=True,
@@ -106,14 +108,23 @@ class LlamaModel(LanguageModule):
         feed_forward = functools.partial(_feed_forward, config, context)
         self.decoder = transformer_block(sizes, context, causal=True, qk_norm=config.qk_norm, feed_forward=feed_forward)
         if self.post_process:
-            self.output_layer = self._output_layer(config, context)
+            self.output_layer = self._output_layer(config, context, padded)
         self.setup_embeddings_and_output_layer()
+        if padded > config.vocab_size:
+            self._note_padding()
 
-    def _output_layer(self, config: LlamaConfig, context: BuildContext) -> ColumnLinear:
+    def _note_padding(self) -> None:
+        """Tensor-parallel ranks hold rows of the same number, the last ones of no token."""
+        if self.pre_process:
+            pad_to(self.embedding.word_embeddings.weight, self.vocab_size)
+        if self.post_process and self.output_layer.weight is not None:
+            pad_to(self.output_layer.weight, self.vocab_size)
+
+    def _output_layer(self, config: LlamaConfig, context: BuildContext, rows: int) -> ColumnLinear:
         """It sees the chosen positions of all ranks, so it neither gathers nor scatters the sequence itself."""
         layer = ColumnLinear(
             config.hidden_size,
-            config.vocab_size,
+            rows,
             config=self.config,
             init_method=torch.nn.init.zeros_,
             bias=False,
@@ -198,12 +209,18 @@ class LlamaModel(LanguageModule):
             gathered: `hidden` is from `whole`.
 
         Returns:
-            `[T, vocabulary / tp]`: this rank's part of the vocabulary.
+            `[T, vocabulary / tp]`: this rank's part of the vocabulary; minus infinity where the last rank's part is
+            padding.
         """
         hidden = hidden if gathered else self._gather_parts(hidden)
         chosen = hidden.flatten(0, 1).index_select(0, rows)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)
+        logits = self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)
+        width = logits.shape[-1]
+        real = self.vocab_size - self.tp_group.rank() * width
+        if real >= width:
+            return logits
+        return logits.masked_fill(torch.arange(width, device=logits.device) >= real, -torch.inf)
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each position in nats.

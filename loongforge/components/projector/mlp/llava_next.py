@@ -102,13 +102,13 @@ class LlavaNextProjectorConfig(MLP2xGELUConfig):
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard."""
-        from loongforge.components.projector.llava_next.module import LlavaNextProjector
+        from loongforge.components.projector.mlp.llava_next_module import LlavaNextProjector
 
         return LlavaNextProjector(self, context, input_size=input_size, output_size=output_size)
 
     def name_map(self) -> NameMap:
         """Hugging Face names of the parameters."""
-        from loongforge.components.projector.llava_next.hf import name_map
+        from loongforge.components.projector.mlp.llava_next_hf import name_map
 
         return name_map()
 

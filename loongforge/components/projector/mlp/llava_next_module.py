@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from loongforge.components.context import BuildContext
-from loongforge.components.projector.llava_next.config import LlavaNextProjectorConfig
+from loongforge.components.projector.mlp.llava_next import LlavaNextProjectorConfig
 from loongforge.components.projector.mlp.module import MLPProjector
 from loongforge.parallel.images import ImageShape, Shapes
 
