@@ -38,6 +38,12 @@ CASES: dict[str, tuple[Choice, dict[str, Any]]] = {
         FOUR,
         dict(vision="dinov2", vision_changes=dict(swiglu=True), projector="resampler"),
     ),
+    "VisualChat": (
+        TWO,
+        dict(
+            projector="perceiver", vision_changes=dict(freeze=True), attention="mmca", freeze=True, train=["embedding"]
+        ),
+    ),
     "a ViT layer as projector": (TWO, dict(projector="vit")),
     "a ViT layer as projector, elsewhere": (APART, dict(projector="vit", vision="dinov2")),
 }
