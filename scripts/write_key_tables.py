@@ -14,7 +14,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 
 from loongforge.components.registry import KINDS, lookup, names
-from loongforge.config import schema
+from loongforge.config import launch_schema, schema
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 BEGIN, END = "<!-- keys: begin (scripts/write_key_tables.py) -->", "<!-- keys: end -->"
@@ -30,10 +30,11 @@ _SECTIONS = {
     "trainer": schema.TrainerConfig,
     "checkpoint": schema.CheckpointConfig,
     "logging": schema.LoggingConfig,
+    "kernels": schema.KernelsConfig,
     "launcher": schema.LauncherConfig,
     "cluster": schema.ClusterConfig,
-    "cluster.slurm": schema.SlurmConfig,
-    "cluster.kubernetes": schema.KubernetesConfig,
+    "cluster.slurm": launch_schema.SlurmConfig,
+    "cluster.kubernetes": launch_schema.KubernetesConfig,
     "run": schema.RunConfig,
 }
 

@@ -94,7 +94,7 @@ class PartExport:
         dtype: torch.dtype | None,
     ) -> None:
         self.component, self.weights, self.names, self.dtype = component, weights, names, dtype
-        self.origin = origin or PartOrigin({}, {})
+        self.origin = origin or PartOrigin({})
         self._shapes = weights.shapes()
         self._work = [self._plan(name) for name in self._shapes if not is_adapter(name)]
         self._aside = list(self._kept())
@@ -102,7 +102,8 @@ class PartExport:
     def _written(self, bare: str, spellings: list[str], shape: tuple[int, ...], stored: torch.dtype) -> Entry:
         name, spelled = self.origin.tensors.get(bare, (spellings[0], ""))
         dtype = self.dtype or DTYPES.get(spelled, stored)
-        return Entry(name if name in spellings else spellings[0], tuple(shape), dtype)
+        same = self.origin.is_whole and name in spellings
+        return Entry(name if same else spellings[0], tuple(shape), dtype)
 
     def _plan(self, name: str) -> _Work:
         shape, dtype = self._shapes[name]
@@ -124,7 +125,7 @@ class PartExport:
             for alias in [alias for alias, of in self.names.tied.items() if of == bare == original]:
                 rule = next((rule for rule in self.names.rules if alias in rule.theirs), None)
                 spellings = self.names.spellings(alias, rule)
-                found.append(recorded if recorded in spellings else spellings[0])
+                found.append(recorded if self.origin.is_whole and recorded in spellings else spellings[0])
         return found
 
     def _kept(self) -> Iterator[tuple[Entry, str]]:

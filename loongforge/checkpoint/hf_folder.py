@@ -70,14 +70,20 @@ class HFFolder:
     @property
     def config(self) -> dict[str, Any]:
         """`config.json`, with transformers' defaults where it knows the model type."""
-        return normalised(read_json(self.path / "config.json"))
+        return normalised(read_json(self.path / "config.json"), self.path / "config.json")
+
+    @property
+    def main_file(self) -> Path:
+        """The file that says which tensors there are."""
+        index = self.path / INDEX
+        return index if index.is_file() else self.path / SINGLE
 
     def _files(self) -> Mapping[Path, list[str] | None]:
         """The files and what they hold; None: all that is in it."""
         index = self.path / INDEX
         if index.is_file():
             shards: dict[Path, list[str]] = {}
-            for name, file in read_json(index)["weight_map"].items():
+            for name, file in _weight_map(index).items():
                 shards.setdefault(self.path / file, []).append(name)
             return shards
         if (self.path / SINGLE).is_file():
@@ -135,6 +141,13 @@ class HFFolder:
             self._open = None
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise UserError(f"{index} has no 'weight_map' of tensor names to file names")
+    return found
+
+
 def _read(handle: int, start: int, count: int, dtype: torch.dtype) -> torch.Tensor:
     """`count` numbers from byte `start` on."""
     result = torch.empty(count, dtype=dtype)
@@ -166,7 +179,15 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             raise
         raise UserError(f"cannot read {file}: {error}") from error
     header.pop("__metadata__", None)
-    begin, found = 8 + length, {}
+    try:
+        return _entries(file, header, 8 + length, size)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is no whole safetensors file: its header says {error!r}") from error
+
+
+def _entries(file: Path, header: dict[str, Any], begin: int, size: int) -> dict[str, StoredTensor]:
+    """What a header says, checked against the file's size; `begin` is the first byte after it."""
+    found = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         first, end = entry["data_offsets"]
         if begin + end > size:
@@ -177,12 +198,19 @@ def _header(file: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def normalised(hf: dict[str, Any]) -> dict[str, Any]:
-    """A `config.json` with transformers' defaults and in the spelling of its current version; nested ones too."""
+def normalised(hf: dict[str, Any], where: object) -> dict[str, Any]:
+    """A `config.json` with transformers' defaults and in the spelling of its current version; nested ones too.
+
+    Raises:
+        UserError: transformers does not accept it.
+    """
     from transformers import CONFIG_MAPPING
 
     kind = str(hf.get("model_type"))
     if kind not in CONFIG_MAPPING:
         return hf
-    known: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(hf).to_dict()
+    try:
+        known: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(hf).to_dict()
+    except Exception as error:  # transformers raises many kinds for values that it does not understand
+        raise UserError(f"{where}: transformers does not accept it: {error}") from error
     return {**hf, **known}

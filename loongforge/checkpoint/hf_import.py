@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,6 @@ class HFImport:
     """Whether a tensor of the folder has to be one of these components'."""
     family: Family | None
     """Where the whole model is taken."""
-    sections: Mapping[str, Mapping[str, Any]]
-    """Of `config`, by component."""
 
     def problems(self, findings: dict[str, Finding]) -> list[str]:
         """Everything that is wrong with the folder, given what all ranks found."""
@@ -65,7 +63,7 @@ def import_whole(model: ModelConfig, path: Path) -> HFImport:
         differences += setting_differences(name, part, other, whole=True, path=path)
     _require_equal(differences, path)
     sources = {name: HFSource(folder, family.name_map(name, part), name) for name, part in ours.items()}
-    return HFImport(path, config, sources, lambda name: True, family, family.sections(config))
+    return HFImport(path, config, sources, lambda name: True, family)
 
 
 def import_component(name: str, component: ComponentConfig, path: Path) -> HFImport:
@@ -86,12 +84,10 @@ def import_component(name: str, component: ComponentConfig, path: Path) -> HFImp
     if family is not None and len(sections) > 1:
         owner = family.owner
         source = HFSource(folder, family.name_map(name, component), name)
-        return HFImport(path, config, {name: source}, lambda tensor: owner(tensor) == name, None, sections)
+        return HFImport(path, config, {name: source}, lambda tensor: owner(tensor) == name, None)
     source = HFSource(folder, component.name_map(), name)
     alone = "model_type" in config and "vision_config" not in config
-    return HFImport(
-        path, config, {name: source}, lambda tensor: alone or _in_a_layer(source, tensor), None, {name: section}
-    )
+    return HFImport(path, config, {name: source}, lambda tensor: alone or _in_a_layer(source, tensor), None)
 
 
 def _in_a_layer(source: HFSource, tensor: str) -> bool:

@@ -1,7 +1,7 @@
 """What a run keeps of the Hugging Face folders that its weights came from, so that an export gives back the same
 names, types, settings and tensors, whatever becomes of those folders.
 
-    hf/origin.json            config.json and the components' sections of it; names and types of tensors
+    hf/origin.json            config.json; names and types of tensors
     hf/carried-<component>/   safetensors that are not built here, by bare name
     hf/files/                 generation config, processor and image processor
 """
@@ -37,10 +37,10 @@ KEPT_FILES = (
 class PartOrigin:
     """Of one component."""
 
-    section: dict[str, Any]
-    """Its part of `config.json`."""
     tensors: dict[str, tuple[str, str]]
     """Bare name -> the name in the folder, and the type."""
+    is_whole: bool = False
+    """The folder was a whole model's, so that its names are those of a whole."""
     copies: dict[str, str] = field(default_factory=dict)
     """Names in the folder that held a second copy -> the bare name of the tensor."""
     carried: HFFolder | None = None
@@ -77,17 +77,25 @@ def write_origin(folder: Path, imports: Iterable[tuple[HFImport, Mapping[str, Fi
 def _describe(made: HFImport, name: str, finding: Finding) -> dict[str, Any]:
     source = made.sources[name]
     tensors = source.folder.tensors
-    kept = {**{bare: full for full, bare in carried(source).items()}, **finding.taken}
+    kept = {**{bare: full for full, bare in _kept(made, name)}, **finding.taken}
     return {
-        "section": dict(made.sections.get(name, {})),
+        "whole": made.family is not None,
         "tensors": {bare: [full, tensors[full].dtype] for bare, full in kept.items()},
         "copies": tied_copies(source, finding),
     }
 
 
-def _carry(made: HFImport, name: str, folder: Path) -> None:
+def _kept(made: HFImport, name: str) -> list[tuple[str, str]]:
+    """Names and bare names of what is kept aside."""
     source = made.sources[name]
-    kept = sorted(carried(source).items())
+    found = sorted(carried(source).items())
+    return (
+        found if made.family is not None else [(full, bare) for full, bare in found if not source.names.is_alone(bare)]
+    )
+
+
+def _carry(made: HFImport, name: str, folder: Path) -> None:
+    source, kept = made.sources[name], _kept(made, name)
     if not kept:
         return
     tensors = source.folder.tensors
@@ -108,7 +116,7 @@ def read_origin(folder: Path) -> Origin:
         aside = folder / f"carried-{name}"
         tensors = {bare: (full, dtype) for bare, (full, dtype) in part["tensors"].items()}
         kept = HFFolder(aside) if aside.is_dir() else None
-        parts[name] = PartOrigin(part["section"], tensors, part["copies"], kept)
+        parts[name] = PartOrigin(tensors, part["whole"], part["copies"], kept)
     return Origin(table["config"], parts, folder / "files")
 
 

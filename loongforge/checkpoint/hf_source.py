@@ -64,8 +64,7 @@ class HFSource:
     def _check_one(self, finding: Finding, bare: str, rule: Rule, wanted: torch.Size) -> None:
         name = self.find(bare, rule)
         if name is None:
-            spellings = ", ".join(self.names.spellings(bare, rule))
-            finding.problems.append(f"{self.folder.path} has no tensor '{spellings.split(', ')[0]}' ({spellings})")
+            finding.problems.append(f"{self.folder.main_file} has no tensor '{self._likely(bare, rule)}'")
             return
         finding.taken[bare] = name
         stored = self.folder.tensors[name]
@@ -80,6 +79,13 @@ class HFSource:
             return
         hint = "; a vocabulary can grow, not shrink" if grows else ""
         finding.problems.append(f"{where} has shape {list(stored.shape)}, the recipe makes it {list(wanted)}{hint}")
+
+    def _likely(self, bare: str, rule: Rule) -> str:
+        """The name that a missing tensor would have, in the spelling of those that are there."""
+        spellings = self.names.spellings(bare, rule)
+        heads = {name: name.removesuffix(bare) for name in spellings}
+        used = (n for n, head in heads.items() if head and any(t.startswith(head) for t in self.folder.tensors))
+        return next(used, spellings[0])
 
     @torch.no_grad()
     def fill(self, shards: Iterable[Shard]) -> Iterator[int]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
+from loongforge.kernels.backend import current
+
 
 def _text(state: torch.Tensor) -> str:
     return base64.b64encode(state.cpu().numpy().tobytes()).decode()
@@ -20,7 +22,7 @@ def _state(text: str) -> torch.Tensor:
 
 
 def capture() -> dict[str, Any]:
-    """States of python, numpy, torch and megatron-core's tracker."""
+    """States of python, numpy, torch, the device and megatron-core's tracker."""
     version, keys, gauss = random.getstate()
     numpy_state: Any = np.random.get_state()
     name, table, position, has_gauss, cached = numpy_state
@@ -28,6 +30,7 @@ def capture() -> dict[str, Any]:
         "python": [version, list(keys), gauss],
         "numpy": [name, table.tolist(), position, has_gauss, cached],
         "torch": _text(torch.get_rng_state()),
+        "device": _text(current().rng_state()),
         "tracker": {name: _text(state) for name, state in get_cuda_rng_tracker().get_states().items()},
     }
 
@@ -38,4 +41,6 @@ def restore(states: dict[str, Any]) -> None:
     random.setstate((version, tuple(keys), gauss))
     np.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(_state(states["torch"]))
+    if "device" in states:  # older checkpoints have none
+        current().set_rng_state(_state(states["device"]))
     get_cuda_rng_tracker().set_states({name: _state(text) for name, text in states["tracker"].items()})

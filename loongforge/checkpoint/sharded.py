@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from unittest import mock
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -82,14 +81,24 @@ class _LoadPlanner(strategies.MCoreLoadPlanner):
             self.state_dict[name] = found
 
 
+@contextlib.contextmanager
+def _in_place(**ours: Any) -> Iterator[None]:
+    """Ours under the names by which megatron-core's strategy finds its own: it takes neither as an argument."""
+    theirs = {name: getattr(strategies, name) for name in ours}
+    for name, value in ours.items():
+        setattr(strategies, name, value)
+    try:
+        yield
+    finally:
+        for name, value in theirs.items():
+            setattr(strategies, name, value)
+
+
 class _SafeLoad(strategies.TorchDistLoadShardedStrategy):
     """megatron-core's reading with our reader and planner in the places of its own."""
 
     def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> dict[str, Any]:
-        with (
-            mock.patch.object(strategies, "_get_filesystem_reader", _Reader),
-            mock.patch.object(strategies, "MCoreLoadPlanner", _LoadPlanner),
-        ):
+        with _in_place(_get_filesystem_reader=_Reader, MCoreLoadPlanner=_LoadPlanner):
             return super().load(sharded_state_dict, checkpoint_dir)
 
     def load_tensors_metadata(self, checkpoint_dir: Path, metadata: Metadata | None = None) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def load_safely(content: Any, where: object) -> Any:
         UserError: it holds anything else, such as a call that a pickle would make.
     """
     try:
-        return torch.load(content, map_location="cpu", weights_only=True)
+        return torch.load(content, map_location=lambda storage, _: storage, weights_only=True)  # all to the host
     except (UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(
             f"{where} is not loaded: it holds something else than tensors and plain values ({_reason(error)})"

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from loongforge.config.errors import UserError, did_you_mean
-from loongforge.config.schema import ClusterConfig
+from loongforge.config.launch_schema import ClusterConfig
 
 _FOLDER = Path(__file__).parent / "environments"
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loongforge.config.schema import ClusterConfig
+from loongforge.config.launch_schema import ClusterConfig
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ class NameMap:
             export writes the first.
         carried: Patterns (regular expressions) of bare names that such checkpoints hold and that are not built here
             (layers above the features, buffers that follow from the config). They are kept aside for an export.
+        alone: Patterns of bare names that only a checkpoint of the component alone needs (pooling heads): those are
+            not carried from there into a whole model.
         neutral: Shapes, by bare name, of tensors that transformers expects and nothing here depends on: norms, which
             an export makes ones (`weight`) or zeros where none were carried.
         growing: Bare names of tensors with a row for each token, whose number may be raised.
@@ -103,6 +105,7 @@ class NameMap:
         prefixes: Iterable[str] = ("",),
         *,
         carried: Iterable[str] = (),
+        alone: Iterable[str] = (),
         neutral: Mapping[str, tuple[int, ...]] | None = None,
         tied: Mapping[str, str] | None = None,
         growing: Iterable[str] = (),
@@ -110,6 +113,7 @@ class NameMap:
         self.rules = list(rules)
         self.prefixes = list(prefixes)
         self.carried = list(carried)
+        self.alone = list(alone)
         self.neutral = dict(neutral or {})
         self.tied = dict(tied or {})
         self.growing = frozenset(growing)
@@ -123,7 +127,9 @@ class NameMap:
                 ("language_model.", "")}`; the longest beginning that fits holds, and an export writes the first prefix.
         """
         rules = [replace(rule, prefixes=_longest(prefixes, rule.theirs[0])) for rule in self.rules]
-        found = NameMap(rules, carried=self.carried, neutral=self.neutral, tied=self.tied, growing=self.growing)
+        found = NameMap(
+            rules, carried=self.carried, alone=self.alone, neutral=self.neutral, tied=self.tied, growing=self.growing
+        )
         found._within = dict(prefixes)
         return found
 
@@ -182,9 +188,13 @@ class NameMap:
         """The bare name of a checkpoint's tensor that is kept aside for an export; None: it is not one."""
         prefixes = {prefix for group in self.table.values() for prefix in group if name.startswith(prefix)}
         for bare in sorted((name.removeprefix(prefix) for prefix in prefixes), key=len):
-            if any(re.fullmatch(pattern, bare) for pattern in self.carried):
+            if any(re.fullmatch(pattern, bare) for pattern in [*self.carried, *self.alone]):
                 return bare
         return None
+
+    def is_alone(self, bare: str) -> bool:
+        """Whether a tensor is of no use in a whole model."""
+        return any(re.fullmatch(pattern, bare) for pattern in self.alone)
 
 
 def _longest(prefixes: Mapping[str, tuple[str, ...]], bare: str) -> tuple[str, ...]:

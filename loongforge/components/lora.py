@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -60,13 +60,16 @@ def _adaptable(module: torch.nn.Module, name_map: NameMap | None) -> Iterator[tu
             continue
         if f"{name}.weight" in globally and not name.endswith("output_layer"):
             weight = globally[f"{name}.weight"]
-            names = [weight] if name_map is None else [candidates[0] for candidates in name_map.sources(weight)]
+            names = [weight] if name_map is None else name_map.bare_names(weight)
             yield weight, part, [n.removesuffix(".weight") for n in names]
 
 
 def _is_target(name: str, targets: Iterable[str]) -> bool:
-    """Whether a layer's name ends with a target; `*` stands for anything."""
-    return any(target == ALL or fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}") for target in targets)
+    """Whether a layer's name, without what stands before it in a whole model, ends with a target; `*` is anything."""
+    return any(
+        target == ALL or fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}") or target.endswith(f".{name}")
+        for target in targets
+    )
 
 
 def _require_matches(targets: list[str], here: list[str], module: torch.nn.Module, component: str) -> None:
@@ -108,34 +111,42 @@ def _owners(
 
 def _parts(
     weight: str, full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap
-) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor]]:
-    """(their layer, A or None, B) of each of their layers that a layer of ours stands for."""
+) -> Iterator[tuple[list[str], torch.Tensor | None, torch.Tensor]]:
+    """(spellings of their layer, A or None, B) of each of their layers that a layer of ours stands for."""
     prefix = weight.removesuffix("weight")
     adapters = iter(full[f"{prefix}lora.a"].split(settings.rank))
-    theirs = [candidates[0].removesuffix(".weight") for candidates in names.sources(weight)]
-    for name, b in zip(theirs, names.find(weight)[0].split(full[f"{prefix}lora.b"]), strict=True):
-        yield name, next(adapters) if _is_target(name, settings.targets) else None, b
+    theirs = [[name.removesuffix(".weight") for name in candidates] for candidates in names.sources(weight)]
+    bare = [name.removesuffix(".weight") for name in names.bare_names(weight)]
+    for name, spellings, b in zip(bare, theirs, names.find(weight)[0].split(full[f"{prefix}lora.b"]), strict=True):
+        yield spellings, next(adapters) if _is_target(name, settings.targets) else None, b
 
 
 def _adapted_weights(full: Mapping[str, torch.Tensor]) -> list[str]:
     return [name.removesuffix("lora.a") + "weight" for name in full if name.endswith(".lora.a")]
 
 
-def to_peft(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap) -> dict[str, torch.Tensor]:
+def to_peft(
+    full: Mapping[str, torch.Tensor],
+    settings: LoraConfig,
+    names: NameMap,
+    spell: Callable[[list[str]], str] = lambda spellings: spellings[0],
+) -> dict[str, torch.Tensor]:
     """Adapters as peft names them.
 
     Args:
         full: Full tensors of a component by global name, from `gather_parameters`.
         settings: Of the component.
-        names: Hugging Face names; the first prefix is that of the model that the adapters are for.
+        names: Hugging Face names.
+        spell: Chooses among the spellings of a layer.
 
     Returns:
         `<their layer>.lora_A.weight` `[rank, in]` and `<their layer>.lora_B.weight` `[out, rank]`.
     """
     found = {}
     for weight in _adapted_weights(full):
-        for name, a, b in _parts(weight, full, settings, names):
+        for spellings, a, b in _parts(weight, full, settings, names):
             if a is not None:
+                name = spell(spellings)
                 found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = a, b
     return found
 
@@ -143,7 +154,10 @@ def to_peft(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameM
 def merged(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap) -> dict[str, torch.Tensor]:
     """Full tensors of a component without adapters: each weight with `alpha / rank * B A` added, summed in float32.
 
-    Arguments as in `to_peft`.
+    Args:
+        full: Full tensors of a component by global name.
+        settings: Of the component.
+        names: Hugging Face names.
     """
     found = {name: tensor for name, tensor in full.items() if not is_adapter(name)}
     for weight in _adapted_weights(full):

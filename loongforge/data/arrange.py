@@ -54,7 +54,7 @@ class Rules:
         """Patches of an LLM replica's micro-batch at most; fewer encoders than that take those of several."""
         if self.patch_cap is None or not 0 < self.encoders < self.replicas:
             return self.patch_cap
-        return self.patch_cap * self.encoders // self.replicas
+        return self.patch_cap // -(-self.replicas // self.encoders)
 
 
 @dataclass(frozen=True)

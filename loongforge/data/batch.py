@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,6 +42,14 @@ class Batch:
     """Which images of the micro-batch `images` holds, and who encodes them; None: all, in even shares."""
     shapes: Shapes | None = None
     """Of all images of the micro-batch, read by this rank or not; None: they are of the encoder's one size."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch where the model is; lengths stay on the host, which alone reads them."""
+        import torch
+
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lengths"}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in held.items() if isinstance(x, torch.Tensor)}
+        return replace(self, **moved)
 
     @property
     def num_images(self) -> int:

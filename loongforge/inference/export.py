@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,7 @@ def export_checkpoint(
     config: Config, path: Path, target: Path, *, dtype: torch.dtype | None = None, max_bytes: int = 5 * 10**9
 ) -> list[Path]:
     """Writes the weights of a checkpoint as a Hugging Face folder; returns its safetensors files."""
-    stored = StoredTensors(path)
-    weights: dict[str, Weights] = {name: CheckpointWeights(stored, name) for name in component_configs(config)}
-    origin = read_origin(path / FOLDER)
+    weights, origin = checkpoint_weights(config, path), read_origin(path / FOLDER)
     return write_export(config, weights, origin, path / "tokenizer", target, dtype=dtype, max_bytes=max_bytes)
 
 
@@ -107,6 +105,48 @@ def _folder_weights(config: Config, path: Path) -> Iterator[tuple[dict[str, Weig
         yield weights, read_origin(Path(aside))
 
 
+@dataclass(frozen=True)
+class ExportPlan:
+    """What an export holds, before anything is written."""
+
+    family: Family
+    config: dict[str, Any]
+    """`config.json`."""
+    parts: list[PartExport]
+    files: dict[str, Any]
+    """More JSON files by name."""
+    tokenizer: Any
+
+
+def plan_export(
+    config: Config, weights: dict[str, Weights], origin: Origin, tokenizer_dir: Path, *, dtype: torch.dtype | None
+) -> ExportPlan:
+    """Finds the family, and what its `config.json` says.
+
+    Raises:
+        UserError: no family of transformers has such a model.
+    """
+    model = _exportable(config.model, origin)
+    family = _family(model, origin)
+    tokenizer = load_tokenizer(tokenizer_dir) if any((tokenizer_dir / f).is_file() for f in _TOKENIZER_FILES) else None
+    facts = ExportFacts(
+        tokenizer=tokenizer,
+        image_token=config.data.image_token,
+        num_image_tokens=image_tokens(config.model),
+        max_tiles=config.data.max_tiles,
+        thumbnail=config.data.thumbnail,
+    )
+    parts = [_part(family, name, model, weights[name], origin, dtype) for name in component_configs(config)]
+    described = _config(family, model, facts, origin, parts, dtype)
+    return ExportPlan(family, described, parts, family.files(model, facts), tokenizer)
+
+
+def checkpoint_weights(config: Config, path: Path) -> dict[str, Weights]:
+    """Of a loongforge checkpoint, by component."""
+    stored = StoredTensors(path)
+    return {name: CheckpointWeights(stored, name) for name in component_configs(config)}
+
+
 def write_export(
     config: Config,
     weights: dict[str, Weights],
@@ -124,26 +164,16 @@ def write_export(
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--out {target} exists and is not empty; name a new folder, or remove it")
-    model = _exportable(config.model, origin)
-    family = _family(model, origin)
-    tokenizer = load_tokenizer(tokenizer_dir) if any((tokenizer_dir / f).is_file() for f in _TOKENIZER_FILES) else None
-    facts = ExportFacts(
-        tokenizer=tokenizer,
-        image_token=config.data.image_token,
-        num_image_tokens=image_tokens(config.model),
-        max_tiles=config.data.max_tiles,
-        thumbnail=config.data.thumbnail,
-    )
-    parts = [_part(family, name, model, weights[name], origin, dtype) for name in component_configs(config)]
-    described = _config(family, model, facts, origin, parts, dtype)
+    plan = plan_export(config, weights, origin, tokenizer_dir, dtype=dtype)
     aside = target.with_name(f".{target.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        entries = [entry for part in parts for entry in part.entries()]
-        files = write_safetensors(aside, entries, (t for part in parts for t in part.tensors()), max_bytes=max_bytes)
-        _write_files(aside, tokenizer_dir, family.files(model, facts), origin, tokenizer)
-        (aside / "config.json").write_text(json.dumps(described, indent=2))
+        entries = [entry for part in plan.parts for entry in part.entries()]
+        tensors = (tensor for part in plan.parts for tensor in part.tensors())
+        files = write_safetensors(aside, entries, tensors, max_bytes=max_bytes)
+        _write_files(aside, tokenizer_dir, plan.files, origin, plan.tokenizer)
+        (aside / "config.json").write_text(json.dumps(plan.config, indent=2))
         _publish(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

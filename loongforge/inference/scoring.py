@@ -51,7 +51,8 @@ def score_batches(runner: Runner, batches: Iterable[Mapping[int, Batch]]) -> lis
     """
     place = runner.groups.place
     scores = []
-    for by_replica in batches:
+    for loaded in batches:
+        by_replica = {replica: batch.to(runner.device) for replica, batch in loaded.items()}
         image_rows = runner.encode({replica: [batch] for replica, batch in by_replica.items()})
         if place is not None:
             for part in runner.forward([by_replica[place.dp]], image_rows, lambda hidden, b: _score(runner, hidden, b)):
@@ -80,7 +81,7 @@ def _counts_here(runner: Runner) -> bool:
 
 def summarize(runner: Runner, scores: list[SampleScore]) -> Summary:
     """Adds up all ranks' scores. Collective over the world."""
-    sums = torch.zeros(4, dtype=torch.float64, device=runner.device)
+    sums = torch.zeros(4, dtype=torch.float64)
     if _counts_here(runner):
         loss, tokens = -sum(sum(s.logprobs) for s in scores), sum(len(s.logprobs) for s in scores)
         sums += torch.tensor([loss, tokens, sum(s.exact for s in scores), len(scores)], dtype=torch.float64)

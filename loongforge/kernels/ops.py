@@ -1,38 +1,89 @@
-"""Element-wise operations of ViTs and LLMs with hand-written gradients: fewer passes over memory than autograd's.
+"""The operations that models are made of. Which implementation each uses is decided when a model is built.
 
-Each takes and returns contiguous or strided tensors of any floating dtype; statistics are kept in float32. Every
-gradient is that of the formula in the docstring (tests compare them in double precision).
+`registry.bind` fills `bound`; until then the implementations `torch` hold. Every op accepts strided inputs of any
+floating dtype, keeps statistics in float32 or wider, and is differentiable in its floating inputs.
+Legend: `S` positions, `B` rows, `T` tokens of packed documents, `D` width of a head, `H` hidden, `V` vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-
-from loongforge.kernels.function import Function
+import torch.distributed as dist
 
 
-class _RMSNorm(Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        width = x.shape[-1]
-        stats = x if x.dtype == torch.float64 else x.float()
-        scale = torch.linalg.vector_norm(stats, dim=-1, keepdim=True).square_().div_(width).add_(eps).rsqrt_()
-        unit = (stats * scale).to(x.dtype)
-        ctx.save_for_backward(unit, scale, weight)
-        return unit * weight
+class _Bound(dict[str, Callable[..., Any]]):
+    """Functions by op; the first one that is called fetches the defaults."""
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        unit, scale, weight = ctx.saved_tensors
-        width = unit.shape[-1]
-        along = grad * unit
-        grad_weight = along.reshape(-1, width).sum(0)
-        mean = torch.matmul(along, weight).div_(width).unsqueeze(-1)
-        grad_x = (grad * weight).addcmul_(unit, mean, value=-1).mul_(scale)
-        return grad_x.to(unit.dtype), grad_weight, None
+    def __missing__(self, op: str) -> Callable[..., Any]:
+        from loongforge.kernels import registry
+
+        assert self, f"{registry.__name__} installs defaults when it is imported"
+        return self[op]
+
+
+bound = _Bound()
+"""What each op calls. Changed by `registry` only."""
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Attention over whole rows: `softmax(scale * query key^T) value` (arXiv 1706.03762).
+
+    Args:
+        query: `[S, B, heads, D]`.
+        key: `[S', B, kv_heads, D]`; every `heads / kv_heads` query heads share one (arXiv 2305.13245).
+        value: `[S', B, kv_heads, D]`.
+        causal: Position i sees positions up to i; S and S' are equal then.
+        scale: Of the scores.
+        mask: bool (True: visible) or added to the scores, broadcastable to `[B, heads, S, S']`; not with `causal`.
+        dropout: Probability that a weight is dropped.
+
+    Returns:
+        `[S, B, heads, D]`.
+    """
+    return bound["attention"](query, key, value, causal=causal, scale=scale, mask=mask, dropout=dropout)
+
+
+def attention_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    *,
+    lengths: Sequence[int] | None = None,
+    causal: bool,
+    scale: float,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Attention within each of several documents that lie one after another.
+
+    Args:
+        query: `[T, heads, D]`.
+        key: `[T, kv_heads, D]`.
+        value: `[T, kv_heads, D]`.
+        cu_seqlens: int32 `[documents + 1]`, from 0 to T: where documents begin and end.
+        lengths: The documents' lengths, where the host knows them; None: read from `cu_seqlens`.
+        causal: A token sees those of its document up to itself.
+        scale: Of the scores.
+        dropout: Probability that a weight is dropped.
+
+    Returns:
+        `[T, heads, D]`.
+    """
+    return bound["attention_varlen"](
+        query, key, value, cu_seqlens, lengths=lengths, causal=causal, scale=scale, dropout=dropout
+    )
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -46,26 +97,39 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     Returns:
         `[..., H]`.
     """
-    return _RMSNorm.apply(x, weight, eps)
+    return bound["rms_norm"](x, weight, eps)
 
 
-class _SwiGLU(Function):
-    @staticmethod
-    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, -1)
-        active = F.silu(gate)
-        ctx.save_for_backward(gate_up, active)
-        return active * up
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last axis (arXiv 1607.06450).
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        gate_up, active = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, -1)
-        result = torch.empty_like(gate_up)
-        for_gate, for_up = result.chunk(2, -1)
-        torch.mul(grad, active, out=for_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=for_gate)
-        return result
+    Args:
+        x: `[..., H]`.
+        weight: `[H]`.
+        bias: `[H]`.
+        eps: Added to the variance, which is that of the H numbers (not H - 1).
+
+    Returns:
+        `[..., H]`.
+    """
+    return bound["layer_norm"](x, weight, bias, eps)
+
+
+def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns the pairs (i, i + D/2) of each head by its position's angles (arXiv 2104.09864).
+
+    Angles of 2-D (height and width) or multi-axis positions are the same to it: the caller lays each axis' angles side
+    by side in the last axis of `cos` and `sin`.
+
+    Args:
+        x: `[S, ..., D]`.
+        cos: Cosines, broadcastable to `[S, ..., D/2]`, in the dtype of `x`.
+        sin: Sines, likewise.
+
+    Returns:
+        `[S, ..., D]`, contiguous.
+    """
+    return bound["rotary"](x, cos, sin)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
@@ -77,66 +141,141 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     Returns:
         `[..., F]`.
     """
-    return _SwiGLU.apply(gate_up)
+    return bound["swiglu"](gate_up)
 
 
-class _QuickGELU(Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        scaled = x * 1.702
-        ctx.save_for_backward(scaled)
-        return F.silu(scaled).div_(1.702)
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """`x Phi(x)` with the error function (arXiv 1606.08415); any shape."""
+    return bound["gelu"](x)
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        (scaled,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad, scaled)
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """GELU in its tanh approximation (arXiv 1606.08415); any shape."""
+    return bound["gelu_tanh"](x)
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
-    """`x * sigmoid(1.702 x)`, the GELU of the original CLIP; equals `silu(1.702 x) / 1.702`.
+    """`x * sigmoid(1.702 x)`, the GELU of the original CLIP; any shape."""
+    return bound["quick_gelu"](x)
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, group: dist.ProcessGroup | None = None
+) -> torch.Tensor:
+    """Cross-entropy of `hidden weight^T` and `targets`, in nats; the logits `[T, V]` need never exist.
 
     Args:
-        x: Any shape.
+        hidden: `[T, H]`, the same on all ranks of the group; T may be 0.
+        weight: `[V, H]`; with a group this rank's part `[V / tp, H]`, in the order of the ranks.
+        targets: int64 `[T]`, over the whole vocabulary.
+        group: Ranks that divide the vocabulary; all call it. None: one rank has all of it.
 
     Returns:
-        The same shape.
+        float32 `[T]` (float64 for float64 inputs), the same on every rank. The gradient of `hidden` is summed over the
+        group.
     """
-    return _QuickGELU.apply(x)
+    return bound["linear_cross_entropy"](hidden, weight, targets, group)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, direction: int) -> None:
-    first, second = x.chunk(2, -1)
-    out_first, out_second = out.chunk(2, -1)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-direction)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=direction)
-
-
-class _Rotary(Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(cos, sin)
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        _rotate(x, cos, sin, out, 1)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-        cos, sin = ctx.saved_tensors
-        _rotate(grad, cos, sin, out, -1)
-        return out, None, None
-
-
-def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns the pairs (i, i + D/2) of each head by its position's angles (arXiv 2104.09864).
+def moe_permute(
+    rows: torch.Tensor, experts: torch.Tensor, num_experts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Copies rows so that those of an expert lie together, in their first order.
 
     Args:
-        x: `[S, ..., D]`.
-        cos: Cosines, broadcastable to `[S, ..., D/2]`, in the dtype of `x`.
-        sin: Sines, likewise.
+        rows: `[T, H]`.
+        experts: int64 `[T, K]`: the experts that each row goes to.
+        num_experts: E.
 
     Returns:
-        `[S, ..., D]`, contiguous.
+        `[T K, H]`; int64 `[T K]`: for each copy, its place in the flattened `experts`; int64 `[E]`: copies per expert.
     """
-    return _Rotary.apply(x, cos, sin)
+    return bound["moe_permute"](rows, experts, num_experts)
+
+
+def moe_unpermute(rows: torch.Tensor, order: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Adds up the weighted copies of each row: the way back from `moe_permute`.
+
+    Args:
+        rows: `[T K, H]`.
+        order: From `moe_permute`.
+        weights: `[T, K]` of the router.
+
+    Returns:
+        `[T, H]`.
+    """
+    return bound["moe_unpermute"](rows, order, weights)
+
+
+def grouped_gemm(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Multiplies each expert's rows with its matrix.
+
+    Args:
+        rows: `[N, in]`, expert after expert.
+        weights: `[E, in, out]`.
+        counts: int64 `[E]`: rows of each expert, which add up to N; some may be 0.
+
+    Returns:
+        `[N, out]`.
+    """
+    return bound["grouped_gemm"](rows, weights, counts)
+
+
+def adamw(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
+    step: int,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """One step of AdamW (arXiv 1711.05101) on many tensors, in place.
+
+    Args:
+        params: Changed.
+        grads: Of each.
+        exp_avgs: Running means of the gradients; changed.
+        exp_avg_sqs: Running means of their squares; changed.
+        step: Number of this step, from 1.
+        lr: Learning rate.
+        betas: Of the running means.
+        eps: Added to the root of the second.
+        weight_decay: Strength.
+        decoupled: Decay the weights themselves; False: Adam with an L2 term in the gradient (arXiv 1412.6980).
+    """
+    bound["adamw"](
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        step,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        decoupled=decoupled,
+    )
+
+
+OPS = (
+    "attention",
+    "attention_varlen",
+    "rms_norm",
+    "layer_norm",
+    "rotary",
+    "swiglu",
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+    "linear_cross_entropy",
+    "moe_permute",
+    "moe_unpermute",
+    "grouped_gemm",
+    "adamw",
+)
+"""Names of all ops."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.module import MegatronModule
@@ -15,7 +17,9 @@ from loongforge.components.sharding import draw_parameters, global_names, global
 from loongforge.components.trainable import trains, unmatched, unmatched_problem
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
-from loongforge.config.schema import ComponentConfig, Config
+from loongforge.config.schema import ComponentConfig, Config, KernelsConfig
+from loongforge.kernels.backend import Backend, current
+from loongforge.kernels.registry import Selection, bind, choose
 from loongforge.model.flops import differ_in_size
 from loongforge.model.vlm import ImageSpec, VisionLanguageModel
 from loongforge.parallel.groups import Groups
@@ -31,6 +35,19 @@ def component_configs(config: Config) -> dict[str, ComponentConfig]:
 
 def _dtype(config: Config, component: ComponentConfig) -> torch.dtype:
     return DTYPES[component.dtype or config.trainer.precision]
+
+
+def _require_dtypes(config: Config, backend: Backend) -> None:
+    """Refuses what the devices cannot compute in.
+
+    Raises:
+        UserError: naming the component.
+    """
+    for name, component in component_configs(config).items():
+        dtype = component.dtype or config.trainer.precision
+        if dtype != "fp32" and (support := backend.capability(dtype)).value == "no":
+            key = f"model.{name}.dtype" if component.dtype else "trainer.precision"
+            raise UserError(f"{key}={dtype!r}: backend {backend.name} has no {dtype} ({support.source}). Use fp32")
 
 
 def _context(config: Config, name: str, groups: Groups) -> BuildContext | None:
@@ -116,17 +133,28 @@ def _give_group(module: torch.nn.Module, group: dist.ProcessGroup) -> None:
             part.tp_group = group
 
 
+def bind_kernels(wanted: KernelsConfig, backend: Backend) -> Selection:
+    """Chooses what every op calls on a backend, for the rest of this process.
+
+    Raises:
+        UserError: a recipe's choice cannot be used here.
+    """
+    return bind(choose(backend, asdict(wanted)))
+
+
 def build_model(config: Config, groups: Groups, *, image_token: int | None) -> VisionLanguageModel:
-    """The model of this rank.
+    """The model of this rank, on this process's device, with the kernels of the recipe.
 
     Args:
         config: The validated recipe.
         groups: From `parallel.make_groups`.
         image_token: Id of the image placeholder in the tokenizer; None for a text-only model.
     """
+    _require_dtypes(config, current())
+    bind_kernels(config.kernels, current())
     parts = {name: _build_component(config, name, groups) for name in ("vision", "projector", "llm")}
     _require_matches(config, parts)
-    return VisionLanguageModel(**parts, images=image_spec(config, image_token))
+    return VisionLanguageModel(**parts, images=image_spec(config, image_token)).to(current().device())
 
 
 def image_spec(config: Config, image_token: int | None) -> ImageSpec | None:

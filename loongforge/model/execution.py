@@ -14,6 +14,7 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from loongforge.components.transformer.cache import KVCache
+from loongforge.kernels.backend import widest_dtype
 from loongforge.model.ahead import ImageRowStream, encode_ahead, windows_ahead
 from loongforge.model.checks import window_size
 from loongforge.model.encoding import Bridge, ImageEncoder
@@ -57,7 +58,7 @@ class Runner:
     ) -> None:
         self.model, self.groups, self.encode_window = model, groups, encode_window
         self.pipelined = groups.layout.llm.pp > 1
-        self.device = next(model.parameters()).device
+        self.device, self.wide = next(model.parameters()).device, widest_dtype()
         self.times = PhaseTimes()
         """Of the last `train`."""
         if model.images is not None:
@@ -73,7 +74,7 @@ class Runner:
             num_label_tokens: Labelled tokens of the whole global batch, over all ranks.
 
         Returns:
-            float64 scalar: this rank's part of that quotient; 0 except on the last pipeline stage.
+            Scalar in the device's widest dtype: this rank's part of that quotient; 0 except on the last pipeline stage.
         """
         self.times = PhaseTimes()
         if self.model.images is None:
@@ -86,7 +87,7 @@ class Runner:
             parts = []
             for part in self._windows(micro_batches):
                 parts += self._train_window(part, num_label_tokens)
-        return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64, device=self.device)
+        return torch.stack(parts).sum() if parts else torch.zeros((), dtype=self.wide, device=self.device)
 
     def _train_window(self, micro_batches: MicroBatches, num_label_tokens: int) -> list[torch.Tensor]:
         """Colocated: all ranks encode, then the LLM runs, then gradients return."""
@@ -132,7 +133,7 @@ class Runner:
 
             def loss(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
                 mean = model.losses(hidden, batch).sum() / num_label_tokens
-                return mean, one, mean.detach().double()
+                return mean, one, mean.detach().to(self.wide)
 
             return model(batch, image_rows(number) if model.pre_process else None), loss
 

@@ -174,11 +174,16 @@ class VisionLanguageModel(MegatronModule):
             labels: int64 `[B, S]` of the same positions.
             gathered: `hidden` is from `llm.whole`.
         """
-        sample, position = (labels != IGNORED).nonzero(as_tuple=True)
-        logits = self.llm.logits(hidden, position * labels.shape[0] + sample, gathered=gathered)
-        return logits, labels[sample, position]
+        rows, targets = _labelled(labels)
+        return self.llm.logits(hidden, rows, gathered=gathered), targets
 
     def losses(self, hidden: torch.Tensor, batch: Inputs) -> torch.Tensor:
         """Cross-entropy `[T]` of the labelled ones of this rank's positions, float32, in nats. Last stage only."""
-        logits, targets = self.label_logits(hidden, batch.labels[:, self.view(batch).positions])
-        return self.llm.token_losses(logits, targets)
+        rows, targets = _labelled(batch.labels[:, self.view(batch).positions])
+        return self.llm.losses(hidden, rows, targets)
+
+
+def _labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices into the flattened `[S * B]` positions of those with a label, and their labels."""
+    sample, position = (labels != IGNORED).nonzero(as_tuple=True)
+    return position * labels.shape[0] + sample, labels[sample, position]

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from loongforge.kernels.backend import Backend
+from loongforge.kernels.backend import Backend, start
 
 Item = TypeVar("Item")
 
@@ -36,17 +36,17 @@ class World:
 
 @contextlib.contextmanager
 def joined_world(backend: Backend) -> Iterator[World]:
-    """Activates the backend and joins the default process group; leaves it at the end.
+    """Starts the backend on this process's device and joins the default process group; leaves it at the end.
 
     A rank of several that fails does not leave: its peers would fail over that before anybody knows why. It ends.
 
     Args:
         backend: Whose devices and collectives to use.
     """
-    backend.activate()
+    world = World.from_environment()
+    start(backend, world.local_rank)
     from megatron.core import parallel_state  # after the backend is active
 
-    world = World.from_environment()
     if world.size == 1:
         dist.init_process_group(backend.dist_backend, store=dist.HashStore(), rank=0, world_size=1)
     else:

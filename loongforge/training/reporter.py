@@ -15,6 +15,7 @@ from loongforge.data.batch import BadSample, StepData
 from loongforge.data.fetch import BadSampleError
 from loongforge.data.preview import preview
 from loongforge.data.quarantine import QuarantineLedger
+from loongforge.kernels.verified import measured
 from loongforge.model.assembly import component_configs
 from loongforge.model.flops import forward_flops, image_tokens, num_params
 from loongforge.parallel.session import broadcast_object
@@ -74,11 +75,27 @@ class Reporter:
         if not self.main:
             return
         self.console.info(f"run {self.run_dir}")
+        self._show_kernels()
         for note in self.setup.notes:
             (self.console.warning if "not used" in note else self.console.info)(note)
         self.console.model(self._model_rows())
         if step < self.config.trainer.steps:
             self._show_sample()
+
+    def _show_kernels(self) -> None:
+        backend, chosen = self.setup.backend, self.setup.kernels
+        emulated = backend.detect().state == "emulated"
+        if emulated:
+            self.console.warning(f"EMULATED {backend.title}: a check of contracts, nothing runs on its hardware")
+        self.console.info(f"backend {backend.title}; kernels {chosen.text()}")
+        found = {
+            "backend": backend.name,
+            "title": backend.title,
+            "emulated": emulated,
+            "versions": dict(backend.versions()),
+            "kernels": chosen.describe(measured(backend)),
+        }
+        (self.run_dir / "kernels.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
     def _show_sample(self) -> None:
         loader = self.setup.loader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ from loongforge.components.vision.base import VisionConfig
 from loongforge.config.saved import save_config
 from loongforge.config.schema import Config
 from loongforge.data import builtin
-from loongforge.data.batch import Batch
 from loongforge.data.build import build_processor
 from loongforge.data.loader import TrainLoader
 from loongforge.inference.export import export_checkpoint
 from loongforge.kernels.backend import Backend
-from loongforge.model.assembly import build_model
+from loongforge.model.assembly import bind_kernels, build_model
 from loongforge.model.checks import check_model, micro_batch_size
 from loongforge.model.execution import Runner
 from loongforge.model.weights import model_state
@@ -87,6 +86,7 @@ class Setup:
             builtin.build(config.data.builtin, config.data.dir)
         self.groups = make_groups(layout, backend.dist_backend, seed=config.trainer.seed)
         self._open_data(layout)
+        self.kernels = bind_kernels(config.kernels, backend)
         image_token = self.processor.image_token_id if config.model.vision is not None else None
         self.model = build_model(config, self.groups, image_token=image_token)
         if resumed is None:
@@ -122,12 +122,6 @@ class Setup:
             packing=packing_rules(config, layout),
         )
 
-    def to_device(self, batch: Batch) -> Batch:
-        """The batch where the model is."""
-        device = self.runner.device
-        moved = {name: getattr(batch, name).to(device) for name in ("tokens", "labels", "images")}
-        return replace(batch, **moved)
-
     def _find_checkpoint(self, run_dir: Path) -> Checkpoint | None:
         """The checkpoint to go on from; ranks agree because they look at the same folder."""
         wanted = self.config.run.resume
@@ -145,6 +139,7 @@ class Setup:
         if self.world.rank == 0 and (checkpoint.path / FOLDER).is_dir():
             shutil.copytree(checkpoint.path / FOLDER, self.origin, dirs_exist_ok=True)
         self.refiner.restore(checkpoint.meta.get("balance"))
+        self._note_kernels(checkpoint)
         self.notes.append(f"going on after step {checkpoint.step} from {checkpoint.path}")
         if checkpoint.meta["layout"] == self._layout():
             rng.restore(json.loads((checkpoint.path / f"rng_{self.world.rank}.json").read_text()))
@@ -152,6 +147,15 @@ class Setup:
             self.notes.append(
                 "the layout has changed: random states start anew (the order of the data does not depend on them)"
             )
+
+    def _note_kernels(self, checkpoint: Checkpoint) -> None:
+        """What computes otherwise than before the checkpoint."""
+        meta, now = checkpoint.meta, self.kernels.names()
+        if meta.get("backend", self.backend.name) != self.backend.name:
+            self.notes.append(f"the backend has changed: {meta['backend']} -> {self.backend.name}")
+        before: dict[str, str] = meta.get("kernels", {})
+        if changed := [f"{op} {before[op]} -> {now[op]}" for op in now if before.get(op, now[op]) != now[op]]:
+            self.notes.append("kernels have changed: " + ", ".join(changed))
 
     def _layout(self) -> dict[str, Any]:
         return self.groups.layout.describe()
@@ -163,6 +167,8 @@ class Setup:
             "progress": asdict(self.progress),
             "layout": self._layout(),
             "balance": self.refiner.state(),
+            "backend": self.backend.name,
+            "kernels": self.kernels.names(),
         }
         return self.store.save(step, self._write, meta, is_writer=self.world.rank == 0, barrier=self._barrier)
 

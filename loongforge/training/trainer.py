@@ -112,7 +112,8 @@ class Trainer:
     def _learn(self, data: StepData, counts: StepCounts, rate: float) -> tuple[float, StepOutcome]:
         """Gradients of the global batch, then an update of all weights or of none."""
         setup = self.setup
-        batches = {r: [setup.to_device(batch) for batch in part] for r, part in data.micro_batches.items()}
+        device = setup.runner.device
+        batches = {r: [batch.to(device) for batch in part] for r, part in data.micro_batches.items()}
         setup.optimizers.clear_gradients()
         loss = setup.runner.train(batches, counts.loss_tokens)
         setup.optimizers.reduce_gradients()

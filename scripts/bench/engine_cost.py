@@ -96,7 +96,7 @@ class Ours:
     def step(self, batch: Batch) -> None:
         """Forward, backward, clip, update."""
         self.optimizers.clear_gradients()
-        self.runner.train({0: [batch]}, int((batch.labels != IGNORE).sum()))
+        self.runner.train({0: [batch.to(self.runner.device)]}, int((batch.labels != IGNORE).sum()))
         self.optimizers.reduce_gradients()
         self.optimizers.step(1e-4)
 

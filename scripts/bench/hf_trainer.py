@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from loongforge.kernels.backend import select
+
 Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
 
 
@@ -51,7 +53,7 @@ class TrainerSide:
             disable_tqdm=True,
             remove_unused_columns=False,
             use_cpu=True,
-            ddp_backend="gloo",
+            ddp_backend=select("cpu").dist_backend,
             ddp_find_unused_parameters=False,
             dataloader_pin_memory=False,
         )

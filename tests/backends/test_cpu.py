@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 from loongforge_backends.cpu import compat
-from loongforge_backends.cpu.adam import FusedAdam
 
 from loongforge.config.errors import UserError
+from loongforge.kernels.adam import FusedAdam
 from loongforge.kernels.backend import installed, select
 
 select("auto").activate()

@@ -52,7 +52,7 @@ def _other_head(tensors: Tensors) -> None:
 
 FILE = r".*model\.safetensors"
 FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "missing": ("llama", _tensors(lambda t: t.pop(Q)), rf"has no tensor '{Q}'"),
+    "missing": ("llama", _tensors(lambda t: t.pop(Q)), rf"{FILE} has no tensor '{Q}'"),
     "extra": ("llama", _tensors(lambda t: t.update(extra=t[Q].clone())), f"{FILE}: tensor 'extra' has no place"),
     "extra layer": (
         "llama",

@@ -141,3 +141,17 @@ def test_torn_export_never_looks_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert main(["export", "--checkpoint", str(tmp_path / "given"), "--out", str(tmp_path / "out")]) == 0
     given, found = tensors_of(tmp_path / "given"), tensors_of(tmp_path / "out")
     assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
+
+
+def test_adapters_are_merged(tmp_path: Path, capsys: Any) -> None:
+    make_folder(tmp_path / "given", "llama")
+    data = write_data(tmp_path, False)
+    assert main(["components", "from-hf", str(tmp_path / "given")]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    lora = "model.llm.lora={rank: 4, alpha: 16, targets: [q_proj, up_proj, down_proj]}"
+    train(tmp_path / "mine.yaml", data, tmp_path / "run", lora, "optimizer.lr=3e-2")
+    assert main(["export", "--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    given, found = tensors_of(tmp_path / "given"), tensors_of(tmp_path / "out")
+    moved = {name.split(".")[-2] for name, tensor in given.items() if not torch.equal(tensor, found[name])}
+    assert moved == {"q_proj", "up_proj", "down_proj"}
+    assert_close(losses(tmp_path / "run", data, capsys), their_losses(tmp_path / "out", data, False))

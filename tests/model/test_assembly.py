@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 
 from loongforge.components.projector.base import ProjectorConfig
+from loongforge.config.errors import UserError
 from tests.support.tiny import IMAGE_TOKEN, tiny_config
 
 
@@ -38,3 +40,13 @@ def test_a_component_without_process_groups_can_be_saved(groups: Any) -> None:
     config.model.projector = _Plain(type="plain")
     state = model_state(build_model(config, groups, image_token=IMAGE_TOKEN), groups)
     assert list(state["projector"]) == ["inner.weight.weight"]
+
+
+def test_what_a_device_cannot_compute_in_is_refused(groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loongforge.kernels.backend import Support, current
+    from loongforge.model.assembly import build_model
+
+    monkeypatch.setattr(type(current()), "capability", lambda self, name: Support("no", "documented: here"))
+    with pytest.raises(UserError, match=r"trainer.precision='bf16': backend cpu has no bf16 \(documented: here\)"):
+        build_model(tiny_config(precision="bf16"), groups, image_token=IMAGE_TOKEN)
+    build_model(tiny_config(), groups, image_token=IMAGE_TOKEN)

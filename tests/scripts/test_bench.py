@@ -102,3 +102,16 @@ def test_baselines_are_what_they_are_called(planner: ModuleType, baseline: str) 
     assert np.ptp(np.bincount(bins, weights=costs)) <= 2
     if baseline == "karmarkar_karp":
         assert sorted(np.bincount(bins).tolist()) == [3, 3, 4]
+
+
+def test_cross_entropy_memory() -> None:
+    """The one figure that tests rely on: at least four times less memory, for the same loss and gradients."""
+    script = REPO / "scripts" / "bench" / "cross_entropy.py"
+    options = ["--tokens", "512", "--hidden", "32", "--vocabulary", "150000", "--json"]
+    done = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=280, check=True
+    )
+    result = json.loads(done.stdout)
+    assert result["memory_ratio"] > 4
+    assert result["loss_difference"] < 1e-5
+    assert result["gradient_difference"] < 1e-4

@@ -1,11 +1,10 @@
-"""Self-attention for megatron-core layers: torch SDPA, rotary positions without copies."""
+"""Self-attention for megatron-core layers: rows or packed documents, rotary positions without copies."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import (
     all_gather_last_dim_from_tensor_parallel_region,
@@ -24,7 +23,7 @@ from loongforge.kernels import ops
 
 
 class TorchAttention(MegatronModule):
-    """Core attention through `torch.nn.functional.scaled_dot_product_attention`.
+    """Core attention through the ops `attention` and `attention_varlen`.
 
     Causal or full; rows are right-padded, so a causal row's tokens never see its padding and no mask is made. Documents
     of a packed row are attended to one by one. Under context parallelism every rank gathers all keys and values (as
@@ -78,9 +77,12 @@ class TorchAttention(MegatronModule):
         elif self.cp_group.size() > 1:
             output = self._from_chunks(query, key, value, view)
         elif view.cu_seqlens is not None:
-            sizes = view.cu_seqlens.diff().tolist()
-            documents = zip(*(x.split(sizes) for x in (query, key, value)), strict=True)
-            output = torch.cat([self._document(*document) for document in documents])
+            if self.window is None:
+                output = self._attend_documents(query, key, value, view)
+            else:
+                lengths = view.document_lengths or []
+                documents = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+                output = torch.cat([self._document(*document) for document in documents])
         else:
             output = self._document(query, key, value)
         return output.flatten(2)
@@ -94,22 +96,25 @@ class TorchAttention(MegatronModule):
         causal: bool = False,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, heads, S, head_dim]
-        if one := query.shape[2] == 1:  # heads that share keys are like queries that share them: nothing is repeated
-            query = query.flatten(1, 2).unflatten(1, (key.shape[1], -1))
-        output = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
+        dropout = self.dropout if self.training else 0.0
+        return ops.attention(query, key, value, causal=causal, scale=self.scale, mask=mask, dropout=dropout)
+
+    def _attend_documents(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView
+    ) -> torch.Tensor:
+        """The documents of a packed row (B is 1), each to itself."""
+        assert view.cu_seqlens is not None
+        output = ops.attention_varlen(
+            query.squeeze(1),
+            key.squeeze(1),
+            value.squeeze(1),
+            view.cu_seqlens,
+            lengths=view.document_lengths,
+            causal=self.causal,
             scale=self.scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            dropout=self.dropout if self.training else 0.0,
         )
-        if one:
-            output = output.flatten(1, 2).unsqueeze(2)
-        return output.permute(2, 0, 1, 3)
+        return output[:, None]
 
     def _document(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attends within one document, or rows that are one each."""

@@ -115,7 +115,7 @@ class ExpertFeedForward(MegatronModule):
         """What the experts make of rows `[n, H]`, which are in the order of experts, `counts` int64 `[E]` of each."""
         ranks = self.ep_group.size()
         if ranks == 1:
-            return self._apply(rows, counts.tolist())
+            return self._through_experts(rows, counts.tolist())
         received = torch.empty_like(counts)  # [rank, expert of mine]
         dist.all_to_all_single(received, counts, group=self.ep_group)
         sent_to = counts.view(ranks, -1).sum(1).tolist()
@@ -123,10 +123,10 @@ class ExpertFeedForward(MegatronModule):
         arrived = all_to_all(self.ep_group, rows, got_from, sent_to)
         experts = torch.arange(len(received), device=rows.device) % len(self.experts)
         order = experts.repeat_interleave(received).argsort(stable=True)
-        done = self._apply(arrived.index_select(0, order), received.view(ranks, -1).sum(0).tolist())
+        done = self._through_experts(arrived.index_select(0, order), received.view(ranks, -1).sum(0).tolist())
         return all_to_all(self.ep_group, done.index_select(0, order.argsort()), sent_to, got_from)
 
-    def _apply(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    def _through_experts(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Each of this rank's experts to its rows, also to none: every rank makes the same calls in its backward
         pass, and every parameter has a gradient."""
         parts = rows.split(counts)

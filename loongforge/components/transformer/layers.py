@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -31,12 +30,20 @@ from loongforge.kernels import ops
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, computed by our kernel."""
+    """torch's RMSNorm, computed by the op."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalises the last axis."""
         assert self.eps is not None
         return ops.rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm, computed by the op."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalises the last axis."""
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class TorchNorm:
@@ -48,23 +55,18 @@ class TorchNorm:
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
         """The norm over the last axis."""
-        kind = RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
+        kind = RMSNorm if config.normalization == "RMSNorm" else LayerNorm
         norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
         for param in norm.parameters():
             param.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         return norm
 
 
-def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """GELU in its tanh approximation."""
-    return F.gelu(x, approximate="tanh")
-
-
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "quick_gelu": ops.quick_gelu,
-    "gelu_tanh": gelu_tanh,
-    "gelu": F.gelu,
-    "silu": F.silu,
+    "gelu_tanh": ops.gelu_tanh,
+    "gelu": ops.gelu,
+    "silu": torch.nn.functional.silu,
 }
 
 

@@ -47,6 +47,11 @@ class SequenceView:
         return self.step is not None and not self.step.from_scratch
 
     @cached_property
+    def document_lengths(self) -> list[int] | None:
+        """Lengths of the documents, on the host; asked of the device once for all layers."""
+        return None if self.cu_seqlens is None else self.cu_seqlens.diff().tolist()
+
+    @cached_property
     def documents(self) -> torch.Tensor | None:
         """int64 `[S]`: document of every position of the row."""
         if self.cu_seqlens is None:

@@ -91,7 +91,8 @@ class Trial:
         layout = self.groups.layout
         size = micro_batch_size(self.config, layout)
         parts = {r: self.data.micro_batches(whole, size, r, layout.dp) for r in self.groups.replicas}
-        return {r: [packed(batch) for batch in part] for r, part in parts.items()} if self.pack else parts
+        made = {r: [packed(batch) for batch in part] for r, part in parts.items()} if self.pack else parts
+        return {r: [batch.to(self.runner.device) for batch in part] for r, part in made.items()}
 
     def _gradients(self) -> dict[str, np.ndarray]:
         found = {}
@@ -100,7 +101,7 @@ class Trial:
                 groups = self.groups.of(name)
                 assert groups is not None
                 full = gather_parameters(part, groups.tp, _gradient)
-                found.update({f"{name}.{key}": value.numpy() for key, value in full.items()})
+                found.update({f"{name}.{key}": value.cpu().numpy() for key, value in full.items()})
         return found
 
 
@@ -127,7 +128,7 @@ def full_parameters(model: VisionLanguageModel, groups: Groups) -> dict[str, np.
         collection = groups.of(name)
         assert collection is not None
         full = gather_parameters(part, collection.tp)
-        found.update({f"{name}.{key}": value.float().numpy() for key, value in full.items()})
+        found.update({f"{name}.{key}": value.float().cpu().numpy() for key, value in full.items()})
     return found
 
 

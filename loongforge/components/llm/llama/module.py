@@ -26,6 +26,7 @@ from loongforge.components.transformer.layers import ACTIVATIONS, transformer_bl
 from loongforge.components.transformer.linear import ColumnLinear
 from loongforge.components.transformer.mlp import FeedForward
 from loongforge.components.transformer.sequence import SequenceView
+from loongforge.kernels import ops
 
 
 def _window_sizes(config: LlamaConfig) -> dict[str, Any]:
@@ -222,6 +223,22 @@ class LlamaModel(LanguageModule):
             return logits
         return logits.masked_fill(torch.arange(width, device=logits.device) >= real, -torch.inf)
 
+    def losses(self, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of chosen positions in nats; their logits need never exist. Last stage only.
+
+        Args:
+            hidden: From `forward`.
+            rows: int64 `[T]`, indices into the flattened `[S * B]` positions.
+            targets: int64 `[T]`.
+
+        Returns:
+            float32 `[T]`.
+        """
+        chosen = self._gather_parts(hidden).flatten(0, 1).index_select(0, rows)
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        return ops.linear_cross_entropy(chosen, weight, targets, self.tp_group)
+
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each position in nats.
 
@@ -250,7 +267,7 @@ class LlamaModel(LanguageModule):
         if self.tp_group.size() == 1:
             return index
         first = self.tp_group.rank() * logits.shape[-1]
-        mine = torch.stack([value.double(), (index + first).double()])
+        mine = torch.stack([value, (index + first).float()])  # exact below 2^24
         everyone = [torch.empty_like(mine) for _ in range(self.tp_group.size())]
         torch.distributed.all_gather(everyone, mine, group=self.tp_group)
         values, indices = torch.stack(everyone).unbind(1)  # [tp, T]

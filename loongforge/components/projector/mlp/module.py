@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import isqrt
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.module import MegatronModule
 
 from loongforge.components.context import BuildContext
@@ -13,6 +12,7 @@ from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUCo
 from loongforge.components.projector.mlp.pixel_shuffle import PixelShuffleMLPConfig
 from loongforge.components.transformer.layers import linear_config
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear, WholeLinear
+from loongforge.kernels import ops
 from loongforge.parallel.images import Shapes
 
 
@@ -44,7 +44,7 @@ class MLPProjector(MegatronModule):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[P, N, input_size]` -> `[P, N, output_size]`."""
         hidden, _ = self.linear_1(features)
-        return self.linear_2(F.gelu(hidden))[0]
+        return self.linear_2(ops.gelu(hidden))[0]
 
 
 class PixelShuffleMLPProjector(MLPProjector):

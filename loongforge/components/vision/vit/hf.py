@@ -15,6 +15,8 @@ PREFIXES = (
     "model.vision_tower.",
 )
 
+ALONE = (r"head\..*", r"visual_projection\.weight")
+
 
 def name_map(config: ViTConfig) -> NameMap:
     """Rules of the encoder. The patch convolution `[H, 3, p, p]` is a matrix `[H, 3 p p]` here."""
@@ -35,13 +37,13 @@ def name_map(config: ViTConfig) -> NameMap:
         *_both("decoder.final_layernorm", "post_layernorm"),
         *_layer_rules(config),
     ]
-    return NameMap(rules, PREFIXES, carried=_not_built(config), neutral=_neutral(config))
+    return NameMap(rules, PREFIXES, carried=_not_built(config), alone=ALONE, neutral=_neutral(config))
 
 
 def _not_built(config: ViTConfig) -> list[str]:
     """What published checkpoints hold and the features do not depend on: layers above, last norm, pooling head."""
     above = "|".join(str(number) for number in range(config.built_layers, config.num_layers))
-    patterns = [r"embeddings\.position_ids", r"head\..*"]
+    patterns = [r"embeddings\.position_ids"]
     patterns += [rf"encoder\.layers\.({above})\..*"] if above else []
     return patterns + ([] if config.has_post_norm else [r"post_layernorm\..*"])
 

@@ -1,0 +1,148 @@
+"""`loongforge export --adapter`: what a run has learned beside its base model, as a folder that peft loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from loongforge.checkpoint.hf_export import Weights
+from loongforge.checkpoint.hf_origin import FOLDER, read_origin
+from loongforge.checkpoint.lifecycle import resolve
+from loongforge.components.base import FamilyConfig
+from loongforge.components.hf import NameMap
+from loongforge.components.lora import is_adapter, to_peft
+from loongforge.config.errors import UserError
+from loongforge.config.schema import Config, LoraConfig
+from loongforge.inference.export import checkpoint_weights, plan_export
+from loongforge.model.assembly import component_configs
+
+_PREFIX = "base_model.model."
+
+
+def export_adapter(config: Config, tree: dict[str, Any], *, checkpoint: str, out: str) -> int:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`. The work of one process.
+
+    Adapters come as LoRA; a projector that was trained whole comes along as one of peft's `modules_to_save`.
+
+    Args:
+        config: The recipe of the checkpoint.
+        tree: The same as plain values.
+        checkpoint: A run or a checkpoint.
+        out: Does not exist yet.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        UserError: the model has no adapters, or trained something whole that peft cannot take along.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--out {target} exists and is not empty; name a new folder, or remove it")
+    _check(config)
+    path = resolve(Path(checkpoint)).path
+    weights = checkpoint_weights(config, path)
+    plan = plan_export(config, weights, read_origin(path / FOLDER), path / "tokenizer", dtype=None)
+    spell = _speller(_modules(plan.config))
+    learned = {
+        name: _component(part, plan.family.name_map(name, part), weights[name], spell)
+        for name, part in component_configs(config).items()
+        if part.trains and isinstance(part, FamilyConfig)
+    }
+    aside = target.with_name(f".{target.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    tensors = {_PREFIX + key: value.contiguous() for found in learned.values() for key, value in found.items()}
+    save_file(tensors, aside / "adapter_model.safetensors")
+    (aside / "adapter_config.json").write_text(json.dumps(_described(config, learned), indent=2))
+    if target.is_dir():
+        target.rmdir()
+    aside.rename(target)
+    print(f"{target}: {len(tensors)} tensors; peft.PeftModel.from_pretrained(base model, {str(target)!r}) loads it")
+    return 0
+
+
+def _check(config: Config) -> None:
+    parts = component_configs(config)
+    if not any(part.lora is not None for part in parts.values()):
+        raise UserError("--adapter: no component of this run has adapters (model.COMPONENT.lora); leave --adapter out")
+    whole = [name for name, part in parts.items() if part.trains and part.lora is None and name != "projector"]
+    if whole:
+        raise UserError(
+            f"--adapter: model.{whole[0]} was trained whole, which is no adapter; without --adapter the export holds "
+            "the whole model, adapters merged"
+        )
+
+
+def _modules(described: dict[str, Any]) -> set[str]:
+    """Names of the modules of transformers' model, made without weights."""
+    import transformers
+
+    with tempfile.TemporaryDirectory(prefix="loongforge-") as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(described))
+        config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = getattr(transformers, described["architectures"][0])(config)
+    return {name for name, _ in model.named_modules()}
+
+
+def _speller(modules: Collection[str]) -> Callable[[list[str]], str]:
+    def spell(spellings: list[str]) -> str:
+        found = [name for name in spellings if name in modules]
+        assert found, f"transformers' model has none of {spellings}"
+        return found[0]
+
+    return spell
+
+
+def _component(
+    part: FamilyConfig, names: NameMap, weights: Weights, spell: Callable[[list[str]], str]
+) -> dict[str, torch.Tensor]:
+    """What a component has learned, by the names of transformers' modules in memory."""
+    if part.lora is not None:
+        return to_peft({key: weights.read(key) for key in weights.shapes() if is_adapter(key)}, part.lora, names, spell)
+    found = {}
+    for key in weights.shapes():
+        rule, _ = names.find(key)
+        for spellings, piece in zip(names.sources(key), rule.split(weights.read(key)), strict=True):
+            kind = spellings[0].rpartition(".")[2]
+            found[f"{spell([name.rpartition('.')[0] for name in spellings])}.{kind}"] = piece
+    return found
+
+
+def _described(config: Config, learned: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """`adapter_config.json`."""
+    parts = component_configs(config)
+    layers: dict[str, LoraConfig] = {}
+    saved: list[str] = []
+    for name, tensors in learned.items():
+        settings = parts[name].lora
+        modules = sorted({key.removesuffix(".weight").removesuffix(".bias") for key in tensors})
+        if settings is None:
+            saved += modules
+        else:
+            layers |= {module.removesuffix(".lora_A"): settings for module in modules if module.endswith(".lora_A")}
+    usual = Counter((settings.rank, settings.alpha) for settings in layers.values()).most_common(1)[0][0]
+    origins = [config.model.init_from, *(part.init_from for part in parts.values())]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": next((origin for origin in origins if origin is not None), None),
+        "r": usual[0],
+        "lora_alpha": usual[1],
+        "lora_dropout": max(settings.dropout for settings in layers.values()),
+        "rank_pattern": {name: own.rank for name, own in layers.items() if own.rank != usual[0]},
+        "alpha_pattern": {name: own.alpha for name, own in layers.items() if own.alpha != usual[1]},
+        "target_modules": sorted(layers),
+        "modules_to_save": saved or None,
+        "bias": "none",
+        "inference_mode": True,
+    }
