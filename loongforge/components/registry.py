@@ -28,12 +28,18 @@ _TYPES: dict[str, dict[str, str | type]] = {
     "vision": {
         "clip_vit": "loongforge.components.vision.vit.config:ClipViTConfig",
         "siglip_vit": "loongforge.components.vision.vit.config:SiglipViTConfig",
+        "internvit": "loongforge.components.vision.vit.internvit:InternViTConfig",
+        "dinov2": "loongforge.components.vision.vit.dinov2:Dinov2Config",
         "qwen2_vit": "loongforge.components.vision.qwen_vl.config:Qwen2ViTConfig",
         "qwen2_5_vit": "loongforge.components.vision.qwen_vl.config:Qwen25ViTConfig",
     },
     "projector": {
         "linear": "loongforge.components.projector.mlp.config:LinearConfig",
         "mlp2x_gelu": "loongforge.components.projector.mlp.config:MLP2xGELUConfig",
+        "pixel_shuffle_mlp": "loongforge.components.projector.mlp.pixel_shuffle:PixelShuffleMLPConfig",
+        "perceiver": "loongforge.components.projector.perceiver.config:PerceiverConfig",
+        "resampler": "loongforge.components.projector.perceiver.config:ResamplerConfig",
+        "vit": "loongforge.components.projector.vit_layer.config:ViTLayerConfig",
         "llava_next": "loongforge.components.projector.mlp.llava_next:LlavaNextProjectorConfig",
         "patch_merger": "loongforge.components.projector.patch_merger.config:PatchMergerConfig",
     },

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from loongforge.config.schema import parse_ranks
+from loongforge.config.parallel import parse_ranks
 
 Check = Callable[[Any], "str | None"]
 

@@ -12,50 +12,12 @@ from typing import Literal
 
 from loongforge.config.kernels import KernelsConfig
 from loongforge.config.launch_schema import ClusterConfig, LauncherConfig
+from loongforge.config.parallel import ParallelConfig
 
 SCHEMA_VERSION = 1
 
 SHORTHANDS = {"vision": "model.vision", "projector": "model.projector", "llm": "model.llm"}
 """Config groups of components, and where their choice goes: `llm=qwen3_tiny` fills `model.llm`."""
-
-
-def parse_ranks(text: str) -> list[int]:
-    """`0-3,8` as a list.
-
-    Raises:
-        ValueError: it is not written like that.
-    """
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        found += range(int(first), int(last if dash else first) + 1)
-    return found
-
-
-@dataclass(kw_only=True)
-class ParallelConfig:
-    """How one component is spread over ranks; `null` follows from the others."""
-
-    tp: int | None = None
-    """Tensor-parallel size; null: 1, or what `dp` leaves."""
-    pp: int = 1
-    """Pipeline stages (LLM only)."""
-    cp: int = 1
-    """Context-parallel size: ranks that divide the sequence (LLM only)."""
-    ep: int = 1
-    """Expert-parallel size: ranks of the `cp` x `dp` that divide the experts of each layer (LLM with experts only)."""
-    dp: int | None = None
-    """Data-parallel size; null: follows from the number of processes."""
-    sequence_parallel: bool = False
-    """Shard activations between tensor-parallel regions along the sequence (LLM only)."""
-    ranks: list[int] | str | None = None
-    """Ranks that hold the component, as a list or like 0-3 or 0-3,8; null: all, or those that the other component
-    leaves. The projector is where the encoder is."""
-
-    @property
-    def rank_list(self) -> list[int] | None:
-        """`ranks` one by one."""
-        return parse_ranks(self.ranks) if isinstance(self.ranks, str) else self.ranks
 
 
 @dataclass(kw_only=True)
@@ -84,6 +46,9 @@ class ComponentConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     freeze: bool = False
     """Keep the weights as they are: no gradient, no optimizer state."""
+    train: list[str] = field(default_factory=list)
+    """Exceptions from `freeze`, by parts of parameter names: `[embedding]` trains the embedding of a frozen LLM,
+    `["!layers.0"]` freezes a layer of a component that trains. `*` is anything; the last match decides."""
     lr_scale: float = 1.0
     """Multiplies `optimizer.lr` for this component."""
     dtype: Literal["fp32", "bf16"] | None = None
@@ -93,12 +58,17 @@ class ComponentConfig:
     init_std: float = 0.02
     """Standard deviation of freshly drawn weight matrices."""
     lora: LoraConfig | None = None
-    """Low-rank adapters: they train, the component's own weights stay as they are."""
+    """Low-rank adapters: they train, the component's own weights stay as they are but for those in `train`."""
 
     @property
     def trains(self) -> bool:
         """Whether any of its parameters takes a gradient."""
-        return not self.freeze or self.lora is not None
+        return self.trains_whole or self.lora is not None or any(not name.startswith("!") for name in self.train)
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether its own parameters take gradients, but for exceptions."""
+        return not self.freeze and self.lora is None
 
 
 @dataclass(kw_only=True)
@@ -151,6 +121,11 @@ class DataConfig:
     placeholder: str | None = None
     """What stands for an image in the text of messages; null: `image_token`. With a placeholder of its own the chat
     template writes what it writes around images (`<image>` for Qwen2-VL, whose token is `<|image_pad|>`)."""
+    image_begin: str | None = None
+    """Text before the tokens of an image, all its tiles together, that the chat template does not write (`<img>` for
+    InternVL)."""
+    image_end: str | None = None
+    """Text after them (`</img>`)."""
     max_tiles: int = 1
     """Above 1: an image is cut into at most so many tiles of the encoder's size, in the grid nearest to its aspect
     ratio (as InternVL does), so that large images keep their detail. A tile takes as many tokens as an image."""

@@ -59,6 +59,7 @@ def build_processor(
         max_length=data.max_length if data.max_length is not None else llm.max_seq_len,
         image_token=data.image_token,
         placeholder=data.placeholder,
+        image_ends=(data.image_begin or "", data.image_end or ""),
         num_image_tokens=tokens,
         num_patches=vision.num_patches if vision is not None else 1,
         image_processor=_image_processor(data, vision, projector),

@@ -38,6 +38,7 @@ def fingerprint(processor: SampleProcessor) -> dict[str, Any]:
         "tokenizer": _vocabularies[tokenizer],
         "chat template": _hash(str(tokenizer.chat_template)),
         "image token": [processor.image_token, processor.placeholder, processor.num_image_tokens],
+        "image ends": processor.image_ends,
         "image size": images.description() if images is not None else None,
         "longest sample": [processor.max_length, processor.too_long],
         "data.max_sample_bytes": processor.max_sample_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -40,6 +41,7 @@ class SampleProcessor:
         max_length: int,
         image_token: str = "<image>",
         placeholder: str | None = None,
+        image_ends: tuple[str, str] = ("", ""),
         num_image_tokens: int = 0,
         num_patches: int = 1,
         image_processor: ImageProcessor | None = None,
@@ -52,6 +54,7 @@ class SampleProcessor:
         max_length: longest sample in tokens, image tokens included.
         image_token: stands for one row of an image.
         placeholder: stands for an image in the text of messages; None: the image token.
+        image_ends: text before and after the tokens of an image.
         num_image_tokens: tokens of one image, where all images have as many.
         num_patches: its patches.
         image_processor: None for a model without vision.
@@ -65,6 +68,7 @@ class SampleProcessor:
         self.max_length = max_length
         self.image_token = image_token
         self.placeholder = placeholder or image_token
+        self.image_ends: list[list[int]] = [tokenizer.encode(end, add_special_tokens=False) for end in image_ends]
         self.num_image_tokens = num_image_tokens
         self._tile = ImageShape(1, num_patches, num_patches, num_image_tokens)
         self.image_processor = image_processor
@@ -273,7 +277,8 @@ class SampleProcessor:
         if len(ids) <= self.max_length or self.too_long != "truncate_text":
             self._check_length(len(ids), images)
             return ids, learned, 0
-        kept = kept_tokens(ids == self.image_token_id, learned, self.max_length)
+        held = np.isin(ids, [self.image_token_id, *itertools.chain(*self.image_ends)])
+        kept = kept_tokens(held, learned, self.max_length)
         if kept is None:
             raise SampleError(
                 f"its text cannot be cut to {self.max_length} tokens: {sum(map(len, images))} images take "
@@ -323,7 +328,7 @@ class SampleProcessor:
     def _expand(
         self, ids: np.ndarray, learned: np.ndarray | None, images: Sequence[Tiles]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Makes every image token as many of them as its image takes; images are never targets."""
+        """Makes every image token as many of them as its image takes, between its ends; these are never targets."""
         is_image = ids == self.image_token_id
         learned = np.zeros(len(ids), bool) if learned is None else learned & ~is_image
         if is_image.sum() != len(images):
@@ -334,8 +339,13 @@ class SampleProcessor:
         if not images:
             return ids, learned
         repeats = np.ones(len(ids), np.int64)
-        repeats[is_image] = [num_tokens(tiles) for tiles in images]
-        return np.repeat(ids, repeats), np.repeat(learned, repeats)
+        begin, end = self.image_ends
+        repeats[is_image] = [len(begin) + num_tokens(tiles) + len(end) for tiles in images]
+        expanded = np.repeat(ids, repeats)
+        for stop, size in zip(repeats.cumsum()[is_image], repeats[is_image], strict=True):
+            expanded[stop - size : stop - size + len(begin)] = begin
+            expanded[stop - len(end) : stop] = end
+        return expanded, np.repeat(learned, repeats)
 
     def _check_images(self, messages: list[Message], num_images: int) -> None:
         placeholders = count_placeholders(messages, self.placeholder)

@@ -141,6 +141,7 @@ def plan_export(
         image_token=config.data.image_token,
         num_image_tokens=image_tokens(config.model),
         max_tiles=config.data.max_tiles,
+        thumbnail=config.data.thumbnail,
     )
     parts = [_part(family, name, model, weights[name], origin, dtype) for name in component_configs(config)]
     described = _config(family, model, facts, origin, parts, dtype)

@@ -13,7 +13,8 @@ from loongforge.components.hf import NameMap
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.lora import add_adapters, is_adapter
 from loongforge.components.projector.base import ProjectorConfig
-from loongforge.components.sharding import draw_parameters, mark_tensor_parallel
+from loongforge.components.sharding import draw_parameters, global_names, global_parameters, mark_tensor_parallel
+from loongforge.components.trainable import trains, unmatched, unmatched_problem
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.kernels import KernelsConfig
@@ -91,9 +92,31 @@ def _build_component(config: Config, name: str, groups: Groups) -> torch.nn.Modu
         group=context.groups.tp,
         only=is_adapter if component.init_from or config.model.init_from else lambda parameter: True,
     )
-    for parameter, param in module.named_parameters():
-        param.requires_grad_(is_adapter(parameter) if component.lora is not None else not component.freeze)
+    for parameter, param in global_parameters(module):
+        param.requires_grad_(is_adapter(parameter) or trains(parameter, component))
     return module
+
+
+def _require_matches(config: Config, parts: dict[str, torch.nn.Module | None]) -> None:
+    """Refuses patterns of `train` that match no parameter on any rank. Collective over the world where there are some.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    wanted = [(name, pattern) for name, part in component_configs(config).items() for pattern in part.train]
+    if not wanted:
+        return
+    held = {name: [] if part is None else list(global_names(part).values()) for name, part in parts.items()}
+    missing = {(name, pattern) for name, pattern in wanted if unmatched([pattern], held[name])}
+    everywhere: list[tuple[set[tuple[str, str]], dict[str, list[str]]]] = [(missing, held if missing else {})]
+    if dist.get_world_size() > 1:
+        everywhere = [(set(), {})] * dist.get_world_size()
+        dist.all_gather_object(everywhere, (missing, held if missing else {}))
+    lost = set.intersection(*(found for found, _ in everywhere))
+    for name, pattern in wanted:
+        if (name, pattern) in lost:
+            names = [parameter for _, all_held in everywhere for parameter in all_held.get(name, [])]
+            raise UserError(f"model.{name}.{unmatched_problem(pattern, names)}")
 
 
 def _names(component: ComponentConfig) -> NameMap | None:
@@ -131,6 +154,7 @@ def build_model(config: Config, groups: Groups, *, image_token: int | None) -> V
     _require_dtypes(config, current())
     bind_kernels(config.kernels, current())
     parts = {name: _build_component(config, name, groups) for name in ("vision", "projector", "llm")}
+    _require_matches(config, parts)
     return VisionLanguageModel(**parts, images=image_spec(config, image_token)).to(current().device())
 
 

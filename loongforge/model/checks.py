@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.projector.base import ProjectorConfig
+from loongforge.components.trainable import unmatched, unmatched_problem
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config, ModelConfig
@@ -49,9 +50,17 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
         tokens = projector.num_tokens(vision.num_image_tokens)
         if tokens >= llm.max_seq_len:
             found.append(f"an image takes {tokens} tokens, but model.llm.max_seq_len={llm.max_seq_len}")
+    found += _pattern_problems(llm)
     if not any(part is not None and part.trains for part in (vision, projector, llm)):
         found.append("every component is frozen: nothing would be learned; set freeze=false on one")
     return found
+
+
+def _pattern_problems(llm: LLMConfig) -> list[str]:
+    """Patterns of `train` that match nothing, where that is known before the model is built."""
+    names = list(llm.parameter_sizes()) if llm.train else []
+    lost = unmatched(llm.train, names) if names else []
+    return [f"model.llm.{unmatched_problem(pattern, names)}" for pattern in lost]
 
 
 def micro_batch_size(config: Config, layout: Layout) -> int:

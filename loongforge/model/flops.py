@@ -58,14 +58,14 @@ def forward_flops(model: ModelConfig, *, tokens: float, images: float, seq_len: 
 
 
 def training_factors(model: ModelConfig) -> dict[str, int]:
-    """What a training step costs each component, in forward passes: 3 trained, 2 frozen behind something trained, 1."""
+    """What a training step costs each component, in forward passes: 3 trained, 2 frozen but for a few parameters or
+    behind something trained, 1 frozen."""
     factors, something_trains = {}, False
     for name in ("vision", "projector", "llm"):
         component = getattr(model, name)
         if component is not None:
-            trains = component.trains
-            factors[name] = 1 + trains + (something_trains or trains)
-            something_trains = something_trains or trains
+            something_trains = something_trains or component.trains
+            factors[name] = 1 + component.trains_whole + something_trains
     return factors
 
 

@@ -19,6 +19,8 @@ _FORMAT = dict(
     distrib_optim_sharding_type="fully_reshardable",
     distrib_optim_fully_reshardable_mem_efficient=False,
     chained_optim_avoid_prefix=True,
+    # Each layer under its own name: optimizer state of a few layers' parameters makes no whole stack of them.
+    non_homogeneous_layers=True,
 )
 
 

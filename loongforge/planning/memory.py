@@ -49,12 +49,11 @@ def memory_on(costs: Costs, layout: Layout, rank: int) -> Memory:
 
 def _state(costs: Costs, layout: Layout, name: str, stage: int) -> Memory:
     params, size = costs.params_on(name, layout, stage), costs.size(name)
-    if not costs.part(name).trains:
-        return Memory(params=params * size)
-    kept = float(params)
+    trained = costs.trained_on(name, layout, stage)
+    kept = float(trained)
     if costs.config.optimizer.distributed:
         kept = sum(part / ranks for part, ranks in costs.replicated(name, layout, stage))
-    return Memory(params=params * size, gradients=4 * params, optimizer=kept * (8 + (4 if size == 2 else 0)))
+    return Memory(params=params * size, gradients=4 * trained, optimizer=kept * (8 + (4 if size == 2 else 0)))
 
 
 def _llm_work(costs: Costs, layout: Layout, shape: Shape, stage: int) -> Memory:
@@ -95,5 +94,6 @@ def _encoder_work(costs: Costs, layout: Layout, shape: Shape) -> Memory:
         if costs.config.trainer.recompute == "full":
             kept = vision.reduced_per_image() / 2  # the input of every layer
     if vision.trains or projector.trains:
-        kept += vision.num_image_tokens * vision.output_size + 2 * costs.image_tokens * costs.llm.hidden_size
+        tp = layout.grids()["projector"].tp
+        kept += projector.kept_per_image(vision.num_image_tokens, tp, **costs.ends)
     return Memory(activations=size * images * kept)

@@ -190,10 +190,10 @@ def _state_times(costs: Costs, found: Prediction, device: Device) -> None:
         if not costs.part(name).trains:
             continue
         ends = {0, grid.pp - 1}
-        stage = max(ends, key=lambda stage: costs.params_on(name, found.layout, stage))
+        stage = max(ends, key=lambda stage: costs.trained_on(name, found.layout, stage))
         calls = gradient_collectives(costs, found.layout, name, stage)
         found.times.gradients += sum(_seconds(device, part) for part in calls)
-        params = float(costs.params_on(name, found.layout, stage))
+        params = float(costs.trained_on(name, found.layout, stage))
         if costs.config.optimizer.distributed:
             params = sum(part / ranks for part, ranks in costs.replicated(name, found.layout, stage))
         found.times.optimizer += params * STATE_PASSES * 4 / (device.memory_gb_per_s * 1e9)

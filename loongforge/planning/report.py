@@ -51,7 +51,7 @@ def component_sizes(costs: Costs, layout: Layout) -> dict[str, dict[str, Any]]:
             "type": part.type,
             "layout": layout.text(name),
             "params": params[name],
-            "trainable_params": params[name] if part.trains else 0,
+            "trainable_params": costs.trained(name),
             "forward_flops": forward[name],
             "per": "token" if name == "llm" else "image",
             "factor": 2 * costs.factors[name],

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from loongforge.components.llm.base import LLMConfig
+from loongforge.components.llm.base import LLMConfig, ParameterSize
+from loongforge.components.llm.stages import stage_layers
 from loongforge.components.projector.base import ProjectorConfig
+from loongforge.components.trainable import trains
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig, Config
 from loongforge.model.checks import longest_sample
-from loongforge.model.flops import forward_flops, image_tokens, training_factors
+from loongforge.model.flops import forward_flops, image_tokens, num_params, training_factors
 from loongforge.parallel.layout import Layout
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
@@ -99,6 +101,35 @@ class Costs:
         part: ComponentConfig = getattr(self.config.model, name)
         return part
 
+    def trained_on(self, name: str, layout: Layout, stage: int) -> int:
+        """Parameters of a component that train on a rank of a pipeline stage; with adapters or patterns that the
+        component does not resolve, all of them are counted."""
+        if not self.part(name).trains:
+            return 0
+        if name != "llm" or self._exceptions is None:
+            return self.params_on(name, layout, stage)
+        here, tp = stage_layers(self.llm.num_layers, layout.llm.pp, stage), layout.llm.tp
+        return sum(
+            size.numbers // (tp if size.divided else 1)
+            for size in self._exceptions
+            if any(layer in here for layer in size.layers)
+        )
+
+    @cached_property
+    def _exceptions(self) -> list[ParameterSize] | None:
+        """Parameters of the LLM that train where not all or none do; None: nothing is known of them."""
+        llm = self.llm
+        sizes = llm.parameter_sizes() if llm.train and llm.lora is None else {}
+        return [size for name, size in sizes.items() if trains(name, llm)] if sizes else None
+
+    def trained(self, name: str) -> int:
+        """Parameters of a component that train, over all shards; see `trained_on`."""
+        if not self.part(name).trains:
+            return 0
+        if name != "llm" or self._exceptions is None:
+            return num_params(self.config.model)[name]
+        return sum(size.numbers for size in self._exceptions)
+
     def dtype(self, name: str) -> str:
         """Of a component's parameters and activations."""
         return self.part(name).dtype or self.config.trainer.precision
@@ -133,8 +164,8 @@ class Costs:
     @cached_property
     def encoder_layers(self) -> dict[str, int]:
         """Layers of the encoder components."""
-        assert self.vision is not None
-        return {"vision": self.vision.built_layers, "projector": 1}
+        assert self.vision is not None and self.projector is not None
+        return {"vision": self.vision.built_layers, "projector": self.projector.built_layers}
 
     @cached_property
     def forward_flops(self) -> dict[str, float]:
@@ -155,12 +186,13 @@ class Costs:
         return {"input_size": self.vision.output_size, "output_size": self.llm.hidden_size}
 
     def replicated(self, name: str, layout: Layout, stage: int = 0) -> list[tuple[int, int]]:
-        """Parameters of a component that one of its ranks holds, and how many ranks hold the same: those that divide
+        """Parameters of a component that train on one of its ranks, and how many ranks hold the same: those that divide
         the tokens, but for experts only so many as have no others."""
         grid = layout.grid(name)
         assert grid is not None
-        whole, ranks = self.params_on(name, layout, stage), grid.dp * grid.cp
-        experts = self.llm.expert_params_on(grid.tp, grid.pp, stage, grid.ep) if name == "llm" else 0
+        whole, ranks = self.trained_on(name, layout, stage), grid.dp * grid.cp
+        known = name != "llm" or not whole or self._exceptions is not None
+        experts = 0 if known else self.llm.expert_params_on(grid.tp, grid.pp, stage, grid.ep)
         return [(whole - experts, ranks), *([(experts, ranks // grid.ep)] if experts else [])]
 
     def params_on(self, name: str, layout: Layout, stage: int = 0) -> int:

@@ -166,4 +166,5 @@ class Optimizers:
         if 0 < limit < total:
             params = [param for group in optimizer.param_groups for param in group["params"]]
             grads = [param.grad for param in params if param.grad is not None]
-            torch._foreach_mul_(grads, limit / (total + 1e-6))
+            if grads:  # a pipeline stage may hold nothing that trains
+                torch._foreach_mul_(grads, limit / (total + 1e-6))

@@ -73,6 +73,7 @@ def _forms(tree: dict[str, Any]) -> dict[str, str]:
     precision = tree["trainer"].get("precision", TrainerConfig.precision)
     forms = {"optimizer.distributed": str(distributed).lower()}
     for name, part in tree["model"].items():
-        if isinstance(part, dict) and not part.get("freeze"):
+        if isinstance(part, dict) and (not part.get("freeze") or part.get("train")):
+            forms[f"model.{name}.train"] = str(part.get("train") or [])
             forms[f"model.{name}.dtype (null: trainer.precision)"] = part.get("dtype") or precision
     return forms

@@ -131,6 +131,17 @@ SIZES: dict[str, dict[str, Any]] = {
     "siglip, a remainder of pixels": dict(
         vision="siglip", vision_changes=dict(image_size=38, drop_remainder=True, mlp_hidden_size=100)
     ),
+    "internvit, pixel shuffle": dict(vision="internvit", projector="pixel_shuffle"),
+    "internvit, RMSNorm, q and k norm": dict(
+        vision="internvit", vision_changes=dict(norm="rms_norm", qk_norm=True, qkv_bias=False)
+    ),
+    "internvit, last norm": dict(vision="internvit", vision_changes=dict(post_norm=True)),
+    "dinov2, perceiver": dict(vision="dinov2", projector="perceiver"),
+    "dinov2 with registers and SwiGLU": dict(
+        vision="dinov2", vision_changes=dict(registers=3, swiglu=True, feature_layer=-2)
+    ),
+    "resampler": dict(projector="resampler", vision_changes=dict(hidden_size=96), projector_changes=dict(depth=3)),
+    "a ViT layer as projector": dict(projector="vit", vision_changes=dict(hidden_size=96)),
     "tied": dict(tie_embeddings=True),
     "qwen2": dict(qkv_bias=True),
     "qwen3": dict(qk_norm=True, head_dim=24),

@@ -181,6 +181,13 @@ def test_llava_next_has_the_published_number_of_parameters() -> None:
         ("clip_vit_l14_336", 576, 1024),
         ("clip_vit_l14_224", 256, 1024),
         ("siglip_so400m_14_384", 729, 1152),
+        ("siglip2_so400m_14_384", 729, 1152),
+        ("siglip2_so400m_16_512", 1024, 1152),
+        ("siglip2_b16_256", 256, 768),
+        ("internvit_300m_448", 1024, 1024),
+        ("internvit_6b_448", 1024, 3200),
+        ("dinov2_l14", 1369, 1024),
+        ("dinov2_g14", 1369, 1536),
         ("clip_vit_tiny", 4, 128),
         ("siglip_vit_tiny", 4, 128),
         ("qwen2_vl_vit", 1024, 1280),
@@ -192,3 +199,23 @@ def test_encoders_have_the_published_sizes(vision: str, tokens: int, width: int)
     assert isinstance(config, VisionConfig)
     assert (config.num_image_tokens, config.output_size) == (tokens, width)
     assert config.problems(tp=1) == []
+
+
+@pytest.mark.parametrize(
+    ("vision", "published", "unused"),
+    [
+        ("internvit_300m_448", 304_012_288, 0),
+        ("dinov2_l14", 304_368_640, 1024),  # the token of masked patches
+        ("dinov2_g14", 1_136_480_768, 1536),
+    ],
+)
+def test_encoders_have_the_published_number_of_parameters(vision: str, published: int, unused: int) -> None:
+    config = typed_config(compose(["recipe=llava_sft", f"vision={vision}"]).tree).model.vision
+    assert isinstance(config, VisionConfig)
+    assert config.num_params() == published - unused
+
+
+def test_the_large_internvit_is_as_large_as_its_card_says() -> None:
+    config = typed_config(compose(["recipe=llava_sft", "vision=internvit_6b_448"]).tree).model.vision
+    assert isinstance(config, VisionConfig)
+    assert round(config.num_params() / 1e9, 2) == 5.54

@@ -86,3 +86,29 @@ def test_images_without_a_wanted_tile_are_not_decoded(tiled: SampleProcessor, mo
     monkeypatch.setattr(tiled.image_processor, "tiles", lambda content: decoded.append(1) or real(content))
     tiled(_sample((64, 32), (32, 32)), only=(3,))
     assert len(decoded) == 1
+
+
+def test_text_around_an_image(tiled: SampleProcessor) -> None:
+    """Once around all of its tiles; never learned; kept where text is cut."""
+    framed = SampleProcessor(
+        tiled.tokenizer,
+        max_length=256,
+        num_image_tokens=4,
+        image_ends=("is it", "?"),
+        image_processor=tiled.image_processor,
+    )
+    begin, end = framed.image_ends
+    assert begin
+    assert end
+    raw = _sample((64, 32), (32, 32))
+    sample, bare = framed(raw), tiled(raw)
+    assert len(sample.ids) == len(bare.ids) + 2 * len(begin + end)
+    text = framed.decode(sample.ids.tolist()).replace("<image>" * 12, "A").replace("<image>" * 4, "B")
+    assert "is itA?is itB?" in text.replace(" ?", "?")
+    assert sample.learned.sum() == bare.learned.sum()
+    assert framed.measure(raw).text_tokens == (sample.ids != framed.image_token_id).sum()
+    framed.max_length, framed.too_long = len(sample.ids) - 2, "truncate_text"
+    cut = framed(raw)
+    assert cut.num_cut == 2
+    images = [framed.image_token_id, *begin, *end]
+    assert np.isin(cut.ids, images).sum() == np.isin(sample.ids, images).sum()

@@ -190,6 +190,26 @@ def _any_size_inputs(batch: Batch) -> dict[str, Any]:
     return {"input_ids": batch.tokens, "attention_mask": mask.long(), **images}
 
 
+def _internvl(text: Any = None, **tower: Any) -> Any:
+    from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(**{**VISION, "image_size": 64, **tower}),  # 16 patches, 4 tokens
+        text_config=text or Qwen2Config(**TEXT),
+        image_token_id=IMAGE_TOKEN,
+        image_seq_length=4,
+        tie_word_embeddings=text is None,
+    )
+    return InternVLForConditionalGeneration(config)
+
+
+def _internvl_6b() -> Any:
+    """The layers of InternViT-6B, an untied output layer."""
+    from transformers import Qwen3Config
+
+    return _internvl(Qwen3Config(**TEXT), norm_type="rms_norm", use_qk_norm=True)
+
+
 CASES: dict[str, Case] = {
     "llama": Case(_llama),
     "llama tied": Case(lambda: _llama(tie_word_embeddings=True)),
@@ -202,6 +222,8 @@ CASES: dict[str, Case] = {
     "qwen3 moe": Case(_qwen3_moe, layouts=("ep2", "tp2 x ep2", "cp2 x ep2", "pp2 x ep2")),
     "llava": Case(lambda: _llava("clip"), sees_images=True),
     "llava siglip qwen2": Case(_llava_qwen2, sees_images=True),
+    "internvl": Case(_internvl, sees_images=True),
+    "internvl of 6B's kind": Case(_internvl_6b, sees_images=True),
     "llava_next": Case(_llava_next, _tiled_inputs, sees_images=True),
     "qwen2_vl": Case(_qwen2_vl, _any_size_inputs, sees_images=True),
     "qwen2.5_vl": Case(_qwen2_5_vl, _any_size_inputs, sees_images=True),

@@ -45,7 +45,9 @@ ADAPTERS = LoraConfig(rank=2)
 OPTIONS: dict[str, dict[str, Any]] = {
     "distributed": dict(distributed=True),
     "tied": dict(tie_embeddings=True),
-    "adapters": dict(distributed=True, lora=ADAPTERS, vision_changes={"lora": ADAPTERS}),
+    "adapters, and some weights": dict(
+        distributed=True, lora=ADAPTERS, train=["embedding", "layers.2.mlp"], vision_changes=dict(train=["!layers.0"])
+    ),
 }
 
 

@@ -8,8 +8,14 @@ import torch
 
 from loongforge.components.llm.llama.config import LlamaConfig
 from loongforge.components.llm.llama.qwen3_moe import Qwen3MoeConfig
+from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
-from loongforge.components.vision.vit.config import ClipViTConfig, SiglipViTConfig
+from loongforge.components.projector.mlp.pixel_shuffle import PixelShuffleMLPConfig
+from loongforge.components.projector.perceiver.config import PerceiverConfig, ResamplerConfig
+from loongforge.components.projector.vit_layer.config import ViTLayerConfig
+from loongforge.components.vision.vit.config import ClipViTConfig, SiglipViTConfig, ViTConfig
+from loongforge.components.vision.vit.dinov2 import Dinov2Config
+from loongforge.components.vision.vit.internvit import InternViTConfig
 from loongforge.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainerConfig
 from loongforge.data.batch import IGNORE, Batch
 
@@ -18,11 +24,33 @@ VOCAB = 256
 NUM_PATCHES = 4
 
 
-def tiny_vision(kind: str = "clip", **changes: Any) -> ClipViTConfig | SiglipViTConfig:
+VISION: dict[str, tuple[str, type[ViTConfig]]] = {
+    "clip": ("clip_vit", ClipViTConfig),
+    "siglip": ("siglip_vit", SiglipViTConfig),
+    "internvit": ("internvit", InternViTConfig),
+    "dinov2": ("dinov2", Dinov2Config),
+}
+
+
+def tiny_vision(kind: str = "clip", **changes: Any) -> Any:
     """32 x 32 pixels, four patches."""
     sizes = dict(hidden_size=64, num_layers=3, num_heads=4, mlp_hidden_size=128, image_size=32, patch_size=16)
-    cls = ClipViTConfig if kind == "clip" else SiglipViTConfig
-    return cls(**{"type": f"{kind}_vit", "init_std": 0.08, **sizes, **changes})
+    name, cls = VISION[kind]
+    return cls(**{"type": name, "init_std": 0.08, **sizes, **changes})
+
+
+def tiny_projector(kind: str = "mlp", **changes: Any) -> ProjectorConfig:
+    """Heads of width 16."""
+    made: dict[str, tuple[type[ProjectorConfig], dict[str, Any]]] = {
+        "mlp": (MLP2xGELUConfig, dict(type="mlp2x_gelu")),
+        "linear": (LinearConfig, dict(type="linear", init_std=0.02)),
+        "pixel_shuffle": (PixelShuffleMLPConfig, dict(type="pixel_shuffle_mlp")),
+        "perceiver": (PerceiverConfig, dict(type="perceiver", num_queries=9, num_heads=4)),
+        "resampler": (ResamplerConfig, dict(type="resampler", num_queries=5, depth=2, num_heads=4, head_dim=8)),
+        "vit": (ViTLayerConfig, dict(type="vit", num_heads=4, mlp_hidden_size=96)),
+    }
+    cls, sizes = made[kind]
+    return cls(**{"init_std": 0.08, **sizes, **changes})
 
 
 def tiny_llm(**changes: Any) -> LlamaConfig:
@@ -49,11 +77,9 @@ def tiny_config(
     **llm: Any,
 ) -> Config:
     """A recipe of the tiny model: 30 steps of 8 samples in micro-batches of 2."""
-    classes = {"mlp": MLP2xGELUConfig, "linear": LinearConfig}
-    types = {"mlp": dict(type="mlp2x_gelu", init_std=0.08), "linear": dict(type="linear")}
     model = ModelConfig(
         vision=tiny_vision(vision, **(vision_changes or {})),
-        projector=classes[projector](**types[projector], **(projector_changes or {})),
+        projector=tiny_projector(projector, **(projector_changes or {})),
         llm=tiny_llm(parallel=parallel or ParallelConfig(), **llm),
     )
     return Config(

@@ -31,6 +31,8 @@ class ExportFacts:
     """Tokens of one image."""
     max_tiles: int = 1
     """`data.max_tiles`."""
+    thumbnail: bool = True
+    """`data.thumbnail`."""
 
     @property
     def image_token_id(self) -> int | None:

@@ -12,6 +12,7 @@ from loongforge.config.schema import ModelConfig
 
 FAMILIES = (
     "loongforge.checkpoint.families.llava:Llava",
+    "loongforge.checkpoint.families.internvl:InternVL",
     "loongforge.checkpoint.families.llava_next:LlavaNext",
     "loongforge.checkpoint.families.qwen_vl:Qwen2VL",
     "loongforge.checkpoint.families.qwen_vl:Qwen25VL",

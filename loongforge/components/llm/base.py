@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loongforge.components.base import FamilyConfig
@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterSize:
+    """Size and place of a parameter."""
+
+    numbers: int = field(kw_only=False)
+    """Over all shards."""
+    divided: bool
+    """Over tensor-parallel ranks."""
+    layers: tuple[int, ...]
+    """The layers in whose pipeline stages it is."""
 
 
 @dataclass(kw_only=True)
@@ -43,6 +55,11 @@ class LLMConfig(FamilyConfig):
     def params_on(self, tp: int, pp: int, stage: int, ep: int = 1) -> int:
         """Parameters that a rank of a pipeline stage holds; the default spreads them evenly."""
         return self.num_params() // (tp * pp)
+
+    def parameter_sizes(self) -> dict[str, ParameterSize]:
+        """Size of every parameter by global name; empty where a family does not say (a plan then counts a component of
+        which some parameters train as if all did)."""
+        return {}
 
     def expert_params_on(self, tp: int, pp: int, stage: int, ep: int) -> int:
         """Those of `params_on` that belong to experts, which fewer ranks hold the same of."""

@@ -32,6 +32,11 @@ class ProjectorConfig(FamilyConfig):
         """LLM tokens of an image that has so many feature vectors (`P'` from `P`)."""
         return num_features
 
+    @property
+    def built_layers(self) -> int:
+        """Layers; each has costs that do not depend on its size."""
+        return 1
+
     def shape(self, seen: ImageShape) -> ImageShape:
         """What an image becomes, from what the encoder makes of it."""
         tokens = self.num_tokens(seen.features)
@@ -78,6 +83,10 @@ class ProjectorConfig(FamilyConfig):
         """Forward FLOPs of one image with so many feature vectors."""
         weights = self.num_params(input_size=input_size, output_size=output_size)
         return 2.0 * weights * num_features
+
+    def kept_per_image(self, num_features: int, tp: int, *, input_size: int, output_size: int) -> float:
+        """Numbers that an image leaves for the backward pass, on each rank; the default is that of two linear maps."""
+        return num_features * input_size + 2.0 * self.num_tokens(num_features) * output_size
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard of the module."""

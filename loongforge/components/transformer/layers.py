@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -22,8 +22,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from loongforge.components.context import BuildContext
 from loongforge.components.transformer.attention import TorchAttention, TorchSelfAttention
 from loongforge.components.transformer.layer import Block, Layer
-from loongforge.components.transformer.linear import ColumnLinear, RowLinear
+from loongforge.components.transformer.layer_scale import ScaledAdd
+from loongforge.components.transformer.linear import ColumnLinear, RowLinear, UnbiasedColumnLinear
 from loongforge.components.transformer.mlp import FeedForward
+from loongforge.components.transformer.width_norm import WidthNorm
 from loongforge.kernels import ops
 
 
@@ -93,16 +95,22 @@ def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig
     )
 
 
+def linear_config(context: BuildContext, width: int) -> TransformerConfig:
+    """For linear layers outside of a block: a head per rank satisfies the checks of megatron-core."""
+    return transformer_config(context, num_layers=1, hidden_size=width, num_attention_heads=context.tp, kv_channels=1)
+
+
 def _layer_spec(
     mask: AttnMaskType,
-    qk_norm: bool,
+    head_norm: type,
+    linear_qkv: type[ColumnLinear],
+    scaled: ModuleSpec | None,
     feed_forward: type,
     attention_type: type[TorchSelfAttention],
     core_type: type[TorchAttention],
 ) -> ModuleSpec:
-    head_norm = TorchNorm if qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnLinear,
+        linear_qkv=linear_qkv,
         core_attention=core_type,
         linear_proj=RowLinear,
         q_layernorm=head_norm,
@@ -113,10 +121,10 @@ def _layer_spec(
         submodules=TransformerLayerSubmodules(
             input_layernorm=TorchNorm,
             self_attention=ModuleSpec(module=attention_type, params={"attn_mask_type": mask}, submodules=attention),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=scaled or get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
             mlp=feed_forward,
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=scaled or get_bias_dropout_add,
         ),
     )
 
@@ -126,7 +134,9 @@ def transformer_block(
     context: BuildContext,
     *,
     causal: bool,
-    qk_norm: bool = False,
+    qk_norm: bool | Literal["width"] = False,
+    qkv_bias: bool = True,
+    layer_scale: bool = False,
     final_norm: bool = True,
     attention_type: type[TorchSelfAttention] = TorchSelfAttention,
     core_type: type[TorchAttention] = TorchAttention,
@@ -138,20 +148,27 @@ def transformer_block(
         config: From `transformer_config`.
         context: The component's place.
         causal: Attend to earlier positions only.
-        qk_norm: Normalise each head's q and k.
+        qk_norm: Normalise each head's q and k; `width`: all heads together, by an RMSNorm.
+        qkv_bias: False: no bias on q, k and v, whatever the other linear layers have.
+        layer_scale: Multiply what attention and feed-forward layer add by learned factors.
         final_norm: End the last stage with a norm.
         attention_type: The attention of a layer.
         core_type: The part of it that has no weights.
         feed_forward: The class of a layer's feed-forward part, by the layer's number from 0; None: `FeedForward`.
     """
     mask, rank = AttnMaskType.causal if causal else AttnMaskType.no_mask, context.groups.pp.rank()
+    norms: dict[bool | str, type] = {True: TorchNorm, False: IdentityOp, "width": WidthNorm.over(context.groups.tp)}
+    linear_qkv = ColumnLinear if qkv_bias else UnbiasedColumnLinear
+    scaled = ModuleSpec(module=ScaledAdd, params={"config": config}) if layer_scale else None
     dense = FeedForward.over(context.groups.tp)
     first = get_transformer_layer_offset(config, pp_rank=rank)
     layers = range(first, first + get_num_layers_to_build(config, pp_rank=rank))
-    specs = [
-        _layer_spec(mask, qk_norm, feed_forward(layer) if feed_forward else dense, attention_type, core_type)
-        for layer in layers
-    ]
+
+    def spec(layer: int) -> ModuleSpec:
+        own = feed_forward(layer) if feed_forward else dense
+        return _layer_spec(mask, norms[qk_norm], linear_qkv, scaled, own, attention_type, core_type)
+
+    specs = [spec(layer) for layer in layers]
     return Block(
         config,
         TransformerBlockSubmodules(layer_specs=specs, layer_norm=TorchNorm if final_norm else None),

@@ -30,6 +30,13 @@ class ColumnLinear(Adaptable, ColumnParallelLinear):
         return _sharded(self, {"weight": 0, "bias": 0, "lora.b": 0}, prefix, sharded_offsets, metadata)
 
 
+class UnbiasedColumnLinear(ColumnLinear):
+    """Without a bias where megatron-core gives all linear layers of a block one (q, k, v of some ViTs)."""
+
+    def __init__(self, *args: Any, bias: bool = True, **options: Any) -> None:
+        super().__init__(*args, bias=False, **options)
+
+
 class RowLinear(Adaptable, RowParallelLinear):
     """Input features divided over the group; sums the ranks' parts. On one rank: a native linear."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from loongforge.components.llm.base import LLMConfig
+from loongforge.components.llm.base import LLMConfig, ParameterSize
 from loongforge.components.llm.llama import sizes
 from loongforge.components.llm.llama.rope_scaling import RopeScalingConfig
 
@@ -133,6 +133,12 @@ class LlamaConfig(LLMConfig):
     def params_on(self, tp: int, pp: int, stage: int, ep: int = 1) -> int:
         """Parameters that a rank of a pipeline stage holds; norms are whole on every rank."""
         return sizes.params_on(self, tp, pp, stage, ep)
+
+    def parameter_sizes(self) -> dict[str, ParameterSize]:
+        """Of every parameter by global name."""
+        from loongforge.components.llm.llama.parameters import parameter_sizes
+
+        return parameter_sizes(self)
 
     def kept_per_token(self, tp: int, *, sequence_parallel: bool) -> float:
         """In and out of both norms; q, k, v before and after rotation; attention; gate, up and their product."""

@@ -1,1 +1,1 @@
-"""Linear and two-layer MLP projectors."""
+"""Linear and MLP projectors."""

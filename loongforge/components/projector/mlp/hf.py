@@ -1,4 +1,5 @@
-"""Names of `LlavaMultiModalProjector` in transformers; a linear projector is LLaVA v1's `mm_projector`."""
+"""Names of `LlavaMultiModalProjector` and `InternVLMultiModalProjector` in transformers; a linear projector is that of
+LLaVA v1, `mm_projector`."""
 
 from __future__ import annotations
 
@@ -11,6 +12,12 @@ def mlp_name_map() -> NameMap:
     """Rules of the two-layer projector."""
     names = [f"linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")]
     return NameMap([Rule(name, (name,)) for name in names], PREFIXES)
+
+
+def pixel_shuffle_name_map() -> NameMap:
+    """Rules of InternVL's projector."""
+    norm = [Rule(f"norm.{kind}", (f"layer_norm.{kind}",)) for kind in ("weight", "bias")]
+    return NameMap([*norm, *mlp_name_map().rules], PREFIXES)
 
 
 def linear_name_map() -> NameMap:

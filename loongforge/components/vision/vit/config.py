@@ -1,4 +1,4 @@
-"""CLIP- and SigLIP-type vision transformers: sizes, and what follows from them."""
+"""Vision transformers on a fixed patch grid: sizes, and what follows from them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,32 @@ if TYPE_CHECKING:
     from loongforge.components.hf import NameMap
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """What distinguishes the layers of one ViT from those of another; the defaults are CLIP's."""
+
+    normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
+    qkv_bias: bool = True
+    """Biases on q, k and v."""
+    qk_norm: bool = False
+    """RMSNorm over the whole width of q and of k, all heads together."""
+    layer_scale: bool = False
+    """A learned factor for each channel of what attention and MLP add."""
+    gated: bool = False
+    """SwiGLU in place of an MLP with an activation."""
+
+    def whole_params(self, width: int) -> int:
+        """Parameters of a layer that are whole on every tensor-parallel rank."""
+        norms = 2 * width * (1 if self.normalization == "RMSNorm" else 2)
+        return norms + 2 * width + (2 * width if self.layer_scale else 0)
+
+    def divided_params(self, width: int, inner: int) -> int:
+        """Parameters of a layer that tensor-parallel ranks divide."""
+        columns = 2 * inner if self.gated else inner
+        found = 4 * width**2 + width * inner + columns * (width + 1)
+        return found + (3 * width if self.qkv_bias else 0) + (2 * width if self.qk_norm else 0)
+
+
 @dataclass(kw_only=True)
 class ViTConfig(VisionConfig):
     """A pre-norm vision transformer with learned positions on a fixed patch grid."""
@@ -31,7 +57,7 @@ class ViTConfig(VisionConfig):
     activation: Literal["quick_gelu", "gelu_tanh", "gelu"]
     """`gelu_tanh` is the tanh approximation."""
     norm_eps: float
-    """Epsilon of every LayerNorm."""
+    """Epsilon of the norms."""
     feature_layer: int = -1
     """Which hidden state the features are, as in transformers: -2 is the input of the last layer, -1 its output."""
     drop_remainder: bool = False
@@ -42,14 +68,39 @@ class ViTConfig(VisionConfig):
     )
 
     @property
+    def layer_kind(self) -> LayerKind:
+        """What its layers are made of."""
+        return LayerKind()
+
+    @property
     def has_class_token(self) -> bool:
-        """Whether a learned token stands before the patches."""
+        """Whether a learned token stands before the patches; it is dropped from the features."""
+        return False
+
+    @property
+    def class_token_shape(self) -> tuple[int, ...]:
+        """A vector in some checkpoints, a matrix of one row in others, which is subject to weight decay."""
+        return (self.hidden_size,)
+
+    @property
+    def has_patch_bias(self) -> bool:
+        """Whether the patch embedding has a bias."""
+        return True
+
+    @property
+    def has_pre_norm(self) -> bool:
+        """Whether a norm stands before the layers."""
         return False
 
     @property
     def has_post_norm(self) -> bool:
-        """Whether a norm follows the last layer that is built."""
+        """Whether the features are normalised after the last layer."""
         return False
+
+    @property
+    def num_registers(self) -> int:
+        """Learned tokens without a position between class token and patches; dropped from the features."""
+        return 0
 
     @property
     def built_layers(self) -> int:
@@ -58,8 +109,13 @@ class ViTConfig(VisionConfig):
 
     @property
     def num_positions(self) -> int:
-        """Tokens inside the encoder."""
+        """Tokens that have a learned position."""
         return self.num_patches + int(self.has_class_token)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens inside the encoder."""
+        return self.num_positions + self.num_registers
 
     @property
     def num_image_tokens(self) -> int:
@@ -116,32 +172,34 @@ class ViTConfig(VisionConfig):
 
     def num_params(self) -> int:
         """Parameters of the layers that are built."""
-        layer = 4 * self.hidden_size * (self.hidden_size + 1) + 4 * self.hidden_size
-        layer += 2 * self.hidden_size * self.mlp_hidden_size + self.mlp_hidden_size + self.hidden_size
-        return self.built_layers * layer + self._embedding_params()
+        return self.params_on(1)
 
     def params_on(self, tp: int) -> int:
         """Parameters that a rank holds; embeddings, norms and the biases after a sum are whole on every rank."""
-        width, inner = self.hidden_size, self.mlp_hidden_size
-        divided = 4 * width**2 + 3 * width + 2 * width * inner + inner
-        return self.built_layers * (divided // tp + 6 * width) + self._embedding_params()
+        kind, width = self.layer_kind, self.hidden_size
+        layer = kind.divided_params(width, self.mlp_hidden_size) // tp + kind.whole_params(width)
+        return self.built_layers * layer + self._other_params()
+
+    def _other_params(self) -> int:
+        """Outside of the layers."""
+        vectors = self.num_positions + self.num_registers + int(self.has_class_token) + int(self.has_patch_bias)
+        norms = int(self.has_pre_norm) + int(self.has_post_norm)
+        return self.hidden_size * (3 * self.patch_size**2 + vectors + 2 * norms)
 
     def kept_per_image(self, tp: int) -> float:
         """Inputs and outputs of norms; q, k, v and attention; both sides of the activation."""
-        layer = 4 * self.hidden_size + (4 * self.hidden_size + 2 * self.mlp_hidden_size) / tp
-        return self.built_layers * self.num_positions * layer
+        inner = self.mlp_hidden_size * (3 if self.layer_kind.gated else 2)
+        layer = 4 * self.hidden_size + (4 * self.hidden_size + inner) / tp
+        return self.built_layers * self.num_tokens * layer
 
     def reduced_per_image(self) -> float:
         """Two sums in each layer."""
-        return 2.0 * self.built_layers * self.num_positions * self.hidden_size
-
-    def _embedding_params(self) -> int:
-        return self.hidden_size * (3 * self.patch_size**2 + self.num_positions)
+        return 2.0 * self.built_layers * self.num_tokens * self.hidden_size
 
     def flops(self) -> float:
         """Forward FLOPs of one image: matrix products of the layers, attention and patch embedding."""
-        layer = 2.0 * (4 * self.hidden_size**2 + 2 * self.hidden_size * self.mlp_hidden_size) * self.num_positions
-        layer += 4.0 * self.num_positions**2 * self.hidden_size
+        mlp = (3 if self.layer_kind.gated else 2) * self.hidden_size * self.mlp_hidden_size
+        layer = 2.0 * (4 * self.hidden_size**2 + mlp) * self.num_tokens + 4.0 * self.num_tokens**2 * self.hidden_size
         return self.built_layers * layer + 2.0 * self.num_patches * self.hidden_size * 3 * self.patch_size**2
 
     def build(self, context: BuildContext) -> torch.nn.Module:
@@ -185,11 +243,18 @@ class ClipViTConfig(ViTConfig):
 
     @property
     def has_class_token(self) -> bool:
-        """CLIP has one; it is dropped from the features."""
+        """CLIP has one."""
         return True
 
-    def _embedding_params(self) -> int:
-        return super()._embedding_params() + 3 * self.hidden_size  # class token, and the norm before the layers
+    @property
+    def has_patch_bias(self) -> bool:
+        """CLIP has none."""
+        return False
+
+    @property
+    def has_pre_norm(self) -> bool:
+        """CLIP has one."""
+        return True
 
 
 @dataclass(kw_only=True)
@@ -208,7 +273,3 @@ class SiglipViTConfig(ViTConfig):
     def has_post_norm(self) -> bool:
         """The norm belongs to the last layer's output, not to hidden states before it."""
         return self.post_norm and self.built_layers == self.num_layers
-
-    def _embedding_params(self) -> int:
-        norm = 2 * self.hidden_size if self.has_post_norm else 0
-        return super()._embedding_params() + self.hidden_size + norm

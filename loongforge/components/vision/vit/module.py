@@ -1,4 +1,4 @@
-"""CLIP- and SigLIP-type vision transformers on megatron-core layers."""
+"""Vision transformers on a fixed patch grid, on megatron-core layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PatchEmbedding(torch.nn.Module):
         width = 3 * config.patch_size**2
         self.weight = torch.nn.Parameter(torch.empty(config.hidden_size, width, dtype=dtype))
         self.bias: torch.nn.Parameter | None = None
-        if not config.has_class_token:
+        if config.has_patch_bias:
             self.bias = torch.nn.Parameter(torch.empty(config.hidden_size, dtype=dtype))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -33,39 +33,56 @@ class PatchEmbedding(torch.nn.Module):
 
 
 class VisionTransformer(MegatronModule):
-    """Pixels to features; transformers `CLIPVisionModel` and `SiglipVisionModel` are its references."""
+    """Pixels to features.
+
+    References in transformers: `CLIPVisionModel`, `SiglipVisionModel`, `InternVLVisionModel`, `Dinov2Model`,
+    `Dinov2WithRegistersModel`.
+    """
 
     def __init__(self, config: ViTConfig, context: BuildContext) -> None:
+        kind = config.layer_kind
         sizes = transformer_config(
             context,
             num_layers=config.built_layers,
             hidden_size=config.hidden_size,
             num_attention_heads=config.num_heads,
             ffn_hidden_size=config.mlp_hidden_size,
-            activation_func=ACTIVATIONS[config.activation],
-            normalization="LayerNorm",
+            activation_func=ACTIVATIONS["silu" if kind.gated else config.activation],
+            gated_linear_unit=kind.gated,
+            normalization=kind.normalization,
             layernorm_epsilon=config.norm_eps,
         )
         super().__init__(sizes)
         self.tp_group = context.groups.tp
-        self.drop_first = int(config.has_class_token)
-        self.patch_embedding = PatchEmbedding(config, context.dtype)
-        self.position_embedding = torch.nn.Parameter(
-            torch.empty(config.num_positions, config.hidden_size, dtype=context.dtype)
+        width, dtype = config.hidden_size, context.dtype
+        self.drop_first = int(config.has_class_token) + config.num_registers
+        self.patch_embedding = PatchEmbedding(config, dtype)
+        self.position_embedding = torch.nn.Parameter(torch.empty(config.num_positions, width, dtype=dtype))
+        self.class_token = _vectors(*config.class_token_shape, dtype=dtype) if config.has_class_token else None
+        self.registers = _vectors(config.num_registers, width, dtype=dtype) if config.num_registers else None
+        self.pre_norm = TorchNorm(sizes, width, config.norm_eps) if config.has_pre_norm else None
+        self.decoder = transformer_block(
+            sizes,
+            context,
+            causal=False,
+            qkv_bias=kind.qkv_bias,
+            qk_norm="width" if kind.qk_norm else False,
+            layer_scale=kind.layer_scale,
+            final_norm=config.has_post_norm,
         )
-        self.class_token: torch.nn.Parameter | None = None
-        self.pre_norm: torch.nn.Module | None = None
-        if config.has_class_token:
-            self.class_token = torch.nn.Parameter(torch.empty(config.hidden_size, dtype=context.dtype))
-            self.pre_norm = TorchNorm(sizes, config.hidden_size, config.norm_eps)
-        self.decoder = transformer_block(sizes, context, causal=False, final_norm=config.has_post_norm)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`[N, 3, H, W]` -> features `[P, N, hidden_size]`, without the class token."""
+        """`[N, 3, H, W]` -> features `[P, N, hidden_size]`, of the patches alone."""
         x = self.patch_embedding(images.to(self.position_embedding.dtype)).transpose(0, 1)  # [P, N, H]
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(1, x.shape[1], -1), x])
         x = x + self.position_embedding[:, None]
+        if self.registers is not None:
+            x = torch.cat([x[:1], self.registers[:, None].expand(-1, x.shape[1], -1), x[1:]])
         if self.pre_norm is not None:
             x = self.pre_norm(x)
         return self.decoder(x.contiguous(), attention_mask=None)[self.drop_first :]
+
+
+def _vectors(*shape: int, dtype: torch.dtype) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.empty(shape, dtype=dtype))

@@ -1,0 +1,1 @@
+"""Projectors with a fixed number of learned queries."""
