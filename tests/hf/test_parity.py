@@ -117,17 +117,11 @@ def run_ours(known: Known, layout: str, pools: Any, folder: Path, swap: bool = F
 
 def exported(known: Known, checkpoint: Path, origin: Path) -> dict[str, torch.Tensor]:
     """What `loongforge export` writes."""
-    from loongforge.checkpoint.hf_export import CheckpointWeights
     from loongforge.checkpoint.hf_origin import read_origin
-    from loongforge.checkpoint.tensor_table import StoredTensors
-    from loongforge.inference.export import write_export
-    from loongforge.model.assembly import component_configs
+    from loongforge.inference.export import checkpoint_weights, write_export
 
-    stored, out = StoredTensors(checkpoint), checkpoint.with_name(f"{checkpoint.name}_hf")
-    weights = {
-        name: CheckpointWeights(stored, name, case.config.model.llm.vocab_size if name == "llm" else None)
-        for name in component_configs(known.config)
-    }
+    out = checkpoint.with_name(f"{checkpoint.name}_hf")
+    weights = checkpoint_weights(known.config, checkpoint)
     write_export(known.config, weights, read_origin(origin), checkpoint, out, dtype=None, max_bytes=10**5)
     return tensors_of(out)
 
