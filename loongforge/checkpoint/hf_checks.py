@@ -26,7 +26,7 @@ def setting_differences(name: str, ours: FamilyConfig, theirs: FamilyConfig, *, 
         whole: `config.json` is a whole model's.
         path: The folder, for messages.
     """
-    if ours.type != theirs.type:
+    if ours.implementation != theirs.implementation:
         return [f"model.{name}.type={ours.type}, but {path}/config.json describes {theirs.type}"]
     wanted, found = ours.settings(whole=whole), theirs.settings(whole=whole)
     return [

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.hf_checks import carried, tied_copies
@@ -86,12 +84,14 @@ def _describe(made: HFImport, name: str, finding: Finding) -> dict[str, Any]:
 
 
 def _kept(made: HFImport, name: str) -> list[tuple[str, str]]:
-    """Names and bare names of what is kept aside."""
+    """Names and bare names of what is kept aside: not integers, which older transformers saved and nobody reads."""
     source = made.sources[name]
-    found = sorted(carried(source).items())
-    return (
-        found if made.family is not None else [(full, bare) for full, bare in found if not source.names.is_alone(bare)]
-    )
+    is_whole, tensors = made.family is not None, source.folder.tensors
+    return [
+        (full, bare)
+        for full, bare in sorted(carried(source).items())
+        if tensors[full].dtype in DTYPES and (is_whole or not source.names.is_alone(bare))
+    ]
 
 
 def _carry(made: HFImport, name: str, folder: Path) -> None:
@@ -118,9 +118,3 @@ def read_origin(folder: Path) -> Origin:
         kept = HFFolder(aside) if aside.is_dir() else None
         parts[name] = PartOrigin(tensors, part["whole"], part["copies"], kept)
     return Origin(table["config"], parts, folder / "files")
-
-
-def carried_tensors(part: PartOrigin) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
-    """Bare names, shapes and types of what is kept aside."""
-    for bare, stored in part.carried.tensors.items() if part.carried is not None else ():
-        yield bare, torch.Size(stored.shape), DTYPES[stored.dtype]

@@ -9,7 +9,7 @@ import torch
 
 from loongforge.checkpoint.hf_folder import DTYPES, HFFolder
 from loongforge.components.hf import NameMap, Rule
-from loongforge.components.sharding import Shard
+from loongforge.components.sharding import Shard, is_padded
 
 
 @dataclass
@@ -122,11 +122,13 @@ class HFSource:
 
     def _shard(self, shard: Shard, rule: Rule) -> torch.Tensor:
         pieces = self._pieces(shard.name, rule)
-        if self._grows(pieces, shard.shape) and shard.axis == 0:
+        if is_padded(shard.param) or (self._grows(pieces, shard.shape) and shard.axis == 0):
             count = shard.param.shape[0]
-            return self._rows(pieces[0], shard.rank * count, count)
+            first = shard.rank * count
+            rows = self._rows(pieces[0], first, max(0, min(count, shard.shape[0] - first)))
+            return torch.cat([rows, rows.new_zeros(count - len(rows), rows.shape[1])])
         # parts of stacked tensors make up a part of ours where ours divides each of them on its own
-        if shard.axis is None or not rule.reads_parts or (rule.join is torch.cat and not shard.gated):
+        if shard.axis is None or not rule.reads_parts(shard.tp) or (rule.join is torch.cat and not shard.gated):
             return shard.take(self.full(shard.name, shard.shape))
         place = {"axis": shard.axis, "part": shard.rank, "parts": shard.tp}
         return rule.join([self.folder.read(name, **place) for name in pieces])

@@ -168,12 +168,14 @@ def stored_names(path: Path) -> set[str]:
         return set(dist_checkpointing.load_tensors_metadata(str(path), _SafeLoad()))
 
 
-def differences(template: dict[str, Any], path: Path) -> list[str]:
+def differences(template: dict[str, Any], path: Path, *, same_vocabulary: bool = False) -> list[str]:
     """What a template asks for that is not stored, or has another shape there.
 
     Args:
         template: As for `read_state`.
         path: A folder that `write_state` wrote.
+        same_vocabulary: Tensors with a row for each token (megatron-core says `allow_shape_mismatch`) differ in
+            padding at most.
     """
     with _quiet():
         stored = dist_checkpointing.load_tensors_metadata(str(path), _SafeLoad())
@@ -183,7 +185,9 @@ def differences(template: dict[str, Any], path: Path) -> list[str]:
             continue
         if tensor.key not in stored:
             found.append(f"{tensor.key} is missing")
-        elif tuple(stored[tensor.key].global_shape) != tuple(tensor.global_shape):
+            continue
+        first = 1 if same_vocabulary and tensor.allow_shape_mismatch else 0
+        if tuple(stored[tensor.key].global_shape)[first:] != tuple(tensor.global_shape)[first:]:
             found.append(
                 f"{tensor.key} has shape {list(stored[tensor.key].global_shape)}, not {list(tensor.global_shape)}"
             )

@@ -54,6 +54,11 @@ class FamilyConfig(ComponentConfig):
         never had them."""
         return self
 
+    @property
+    def implementation(self) -> str:
+        """Types that share it compute the same where their settings are equal."""
+        return self.type
+
     def settings(self, *, whole: bool) -> dict[str, Any]:
         """What decides the numbers that the component computes, by key, in one form for equal meanings.
 

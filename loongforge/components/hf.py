@@ -25,7 +25,7 @@ def _same(tensor: torch.Tensor) -> Tensors:
 
 @dataclass(frozen=True)
 class Rule:
-    """One parameter of ours and its counterpart; `{i}` stands for the layer index in both."""
+    """One parameter of ours and its counterpart; `{i}` stands for the layer index in both, `{e}` for an expert's."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -38,15 +38,18 @@ class Rule:
     by_shard: bool | None = None
     """Whether joining a tensor-parallel rank's part of each of theirs gives that rank's part of ours, so that nothing
     more has to be read; None: where a tensor is taken as it is."""
+    units: int | None = None
+    """`by_shard` holds for a number of ranks that divides this; None: for any."""
 
-    @property
-    def reads_parts(self) -> bool:
-        """`by_shard`, decided."""
+    def reads_parts(self, tp: int) -> bool:
+        """`by_shard`, decided for a number of ranks."""
+        if self.units is not None and self.units % tp:
+            return False
         return self.join is _one if self.by_shard is None else self.by_shard
 
     def match(self, name: str) -> dict[str, str] | None:
         """The layer index, where `name` is a parameter of this rule."""
-        pattern = re.escape(self.ours).replace(re.escape("{i}"), r"(?P<i>\d+)")
+        pattern = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(self.ours))
         found = re.fullmatch(pattern, name)
         return found.groupdict() if found else None
 
@@ -76,7 +79,7 @@ def grouped_qkv(ours: str, theirs: tuple[str, str, str], *, groups: int, per_gro
         by_group = tensor.reshape(groups, (per_group + 2) * head, *tensor.shape[1:])
         return [part.flatten(0, 1) for part in by_group.split([per_group * head, head, head], 1)]
 
-    return Rule(ours, theirs, join, split, by_shard=True)
+    return Rule(ours, theirs, join, split, by_shard=True, units=groups)
 
 
 class NameMap:

@@ -56,7 +56,9 @@ def _adaptable(module: torch.nn.Module, name_map: NameMap | None) -> Iterator[tu
     """(global name of the weight, layer, names of the layers that it stands for)."""
     globally = global_names(module)
     for name, part in module.named_modules():
-        if isinstance(part, Adaptable) and f"{name}.weight" in globally and not name.endswith("output_layer"):
+        if not isinstance(part, Adaptable) or not part.takes_adapter:
+            continue
+        if f"{name}.weight" in globally and not name.endswith("output_layer"):
             weight = globally[f"{name}.weight"]
             names = [weight] if name_map is None else name_map.bare_names(weight)
             yield weight, part, [n.removesuffix(".weight") for n in names]

@@ -33,7 +33,13 @@ _TYPES: dict[str, dict[str, str | type]] = {
         "linear": "loongforge.components.projector.mlp.config:LinearConfig",
         "mlp2x_gelu": "loongforge.components.projector.mlp.config:MLP2xGELUConfig",
     },
-    "llm": {"llama": "loongforge.components.llm.llama.config:LlamaConfig"},
+    "llm": {
+        "llama": "loongforge.components.llm.llama.config:LlamaConfig",
+        "mistral": "loongforge.components.llm.llama.families:MistralConfig",
+        "qwen2": "loongforge.components.llm.llama.families:Qwen2Config",
+        "qwen3": "loongforge.components.llm.llama.families:Qwen3Config",
+        "qwen3_moe": "loongforge.components.llm.llama.qwen3_moe:Qwen3MoeConfig",
+    },
 }
 
 T = TypeVar("T", bound=type)

@@ -60,11 +60,23 @@ def is_gated(module: torch.nn.Module, name: str) -> bool:
     return name.endswith(_GATED) and bool(getattr(getattr(module, "config", None), "gated_linear_unit", False))
 
 
+def pad_to(param: torch.Tensor, size: int) -> None:
+    """Notes that the full tensor has `size` entries along the divided axis, fewer than all shards together: the last
+    ones of these are zeros that nothing depends on."""
+    param.full_size = size  # type: ignore[attr-defined]
+
+
+def is_padded(param: torch.Tensor) -> bool:
+    """Whether shards together are larger than the full tensor."""
+    return hasattr(param, "full_size")
+
+
 def full_shape(param: torch.Tensor, tp: int) -> tuple[int, ...]:
     """Shape of the full tensor that this shard is a part of."""
     shape = list(param.shape)
     if getattr(param, "tensor_model_parallel", False):
-        shape[param.partition_dim] *= tp  # type: ignore[attr-defined]
+        axis = param.partition_dim  # type: ignore[attr-defined]
+        shape[axis] = getattr(param, "full_size", shape[axis] * tp)
     return tuple(shape)
 
 
@@ -81,6 +93,10 @@ def take_shard(full: torch.Tensor, param: torch.Tensor, *, rank: int, tp: int, g
     if not getattr(param, "tensor_model_parallel", False):
         return full
     axis = param.partition_dim  # type: ignore[attr-defined]
+    if is_padded(param):
+        assert axis == 0 and not gated
+        rows = full[rank * len(param) : (rank + 1) * len(param)]
+        return torch.cat([rows, rows.new_zeros(len(param) - len(rows), *rows.shape[1:])])
     halves = full.chunk(2, axis) if gated else (full,)
     return torch.cat([half.chunk(tp, axis)[rank] for half in halves], axis)
 
@@ -91,7 +107,8 @@ def join_shards(shards: list[torch.Tensor], param: torch.Tensor, *, gated: bool 
         return shards[0]
     axis = param.partition_dim  # type: ignore[attr-defined]
     if not gated:
-        return torch.cat(shards, axis)
+        joined = torch.cat(shards, axis)
+        return joined.narrow(axis, 0, getattr(param, "full_size", joined.shape[axis]))
     pairs = [shard.chunk(2, axis) for shard in shards]
     return torch.cat([gate for gate, _ in pairs] + [up for _, up in pairs], axis)
 

@@ -42,7 +42,7 @@ class ParallelConfig:
     cp: int = 1
     """Context-parallel size: ranks that divide the sequence (LLM only)."""
     ep: int = 1
-    """Expert-parallel size."""
+    """Expert-parallel size: ranks of the `cp` x `dp` that divide the experts of each layer (LLM with experts only)."""
     dp: int | None = None
     """Data-parallel size; null: follows from the number of processes."""
     sequence_parallel: bool = False

@@ -17,8 +17,14 @@ import torch
 
 from loongforge.checkpoint.families.base import ExportFacts, Family
 from loongforge.checkpoint.families.registry import families, family_for
-from loongforge.checkpoint.hf_export import CheckpointWeights, FolderWeights, PartExport, Weights, export_config
-from loongforge.checkpoint.hf_export import with_dtype as says_dtype
+from loongforge.checkpoint.hf_export import (
+    CheckpointWeights,
+    FolderWeights,
+    PartExport,
+    Weights,
+    export_config,
+    with_dtype,
+)
 from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.checkpoint.hf_import import import_whole
 from loongforge.checkpoint.hf_origin import FOLDER, Origin, read_origin, write_origin
@@ -220,7 +226,7 @@ def _config(
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             found.setdefault(key, getattr(facts.tokenizer, key))
     types = Counter(entry.dtype for part in parts for entry in part.entries())
-    return found if same and dtype is None else says_dtype(found, dtype or types.most_common(1)[0][0])
+    return found if same and dtype is None else with_dtype(found, dtype or types.most_common(1)[0][0])
 
 
 def _write_files(folder: Path, tokenizer_dir: Path, made: dict[str, Any], origin: Origin, tokenizer: Any) -> None:

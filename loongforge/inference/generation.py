@@ -76,7 +76,8 @@ def generate(
 
     Args:
         runner: Of the model.
-        prompts: The same on every rank that works on the first replica; others may pass none.
+        prompts: The same on every rank that works on the first replica, or on one that shares experts with it
+            (`Layout.replicas_together`); others may pass none.
         settings: How.
         shared: All LLM replicas take a share; the prompts are then the same on every rank.
         memory: Of the conversation that the only prompt continues; the same on every rank.
@@ -85,8 +86,10 @@ def generate(
         An answer to each prompt, on every rank.
     """
     groups = runner.groups
-    share = groups.layout.dp if shared else 1
-    parts = {replica: _open(prompts, settings, replica, share) for replica in groups.replicas if replica < share}
+    together = groups.layout.replicas_together  # replicas that share experts answer the same
+    share = groups.layout.dp // together if shared else 1
+    part_of = {replica: replica // together for replica in groups.replicas}
+    parts = {r: _open(prompts, settings, part, share) for r, part in part_of.items() if part < share}
     lines = {r: _Line(runner, prompts, numbers, settings, memory) for r, numbers in parts.items() if numbers}
     done: dict[int, Completion] = {}
     with runner.evaluating():

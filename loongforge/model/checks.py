@@ -32,7 +32,7 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
     """Sizes that do not fit one another or the layout, each with its key."""
     vision, projector, llm = model.vision, model.projector, model.llm
     assert isinstance(llm, LLMConfig)
-    found = [f"model.llm.{line}" for line in llm.problems(layout.llm.tp, layout.llm.pp)]
+    found = [f"model.llm.{line}" for line in llm.problems(layout.llm.tp, layout.llm.pp, layout.llm.ep)]
     if (vision is None) != (projector is None):
         missing = "projector" if projector is None else "vision"
         found.append(f"model.{missing} is missing: vision and projector come together, or neither for text only")

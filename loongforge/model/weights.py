@@ -10,6 +10,7 @@ from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from loongforge.checkpoint.sharded import differences, read_state, stored_names
 from loongforge.components.lora import is_adapter
 from loongforge.config.errors import UserError
+from loongforge.config.saved import load_config
 from loongforge.model.vlm import VisionLanguageModel
 from loongforge.parallel.groups import Groups
 
@@ -74,7 +75,7 @@ def load_weights(
     template = {"model": model_state(model, groups, names)}
     if new_adapters:
         _leave_out_missing_adapters(template, path)
-    require_stored(template, path)
+    require_stored(template, path, model)
     set_weights(model, read_state(template, path)["model"], strict=not new_adapters)
 
 
@@ -85,13 +86,26 @@ def _leave_out_missing_adapters(template: dict[str, Any], path: Path) -> None:
             del state[name]
 
 
-def require_stored(template: dict[str, Any], path: Path) -> None:
+def _is_same_vocabulary(path: Path, model: VisionLanguageModel) -> bool:
+    """Tensor-parallel ranks pad the vocabulary, so the shapes of its tensors do not tell."""
+    config = path / "config.yaml"
+    if model.llm is None or not config.is_file():
+        return False
+    return bool(load_config(config)["model"]["llm"]["vocab_size"] == model.llm.vocab_size)
+
+
+def require_stored(template: dict[str, Any], path: Path, model: VisionLanguageModel) -> None:
     """Checks that a checkpoint holds what a template asks for, in the same shapes.
+
+    Args:
+        template: Of `model`.
+        path: A checkpoint.
+        model: This rank's parts.
 
     Raises:
         UserError: naming the first few tensors that differ.
     """
-    found = differences(template, path)
+    found = differences(template, path, same_vocabulary=_is_same_vocabulary(path, model))
     if found:
         more = f"\n  - and {len(found) - 5} more" if len(found) > 5 else ""
         lines = "".join(f"\n  - {line}" for line in found[:5])

@@ -33,6 +33,9 @@ class Grid:
     tp: int = 1
     cp: int = 1
     pp: int = 1
+    ep: int = 1
+    """Ranks that divide the experts: neighbours among those that hold the same layers and divide the tokens, first
+    along `cp`, then along `dp`."""
 
     @property
     def dp(self) -> int:
@@ -87,6 +90,19 @@ class Grid:
             found.setdefault(fixed, []).append(rank)
         return [tuple(ranks) for ranks in found.values()]
 
+    def expert_groups(self, axes: Sequence[str]) -> list[tuple[int, ...]]:
+        """As `groups`, with the ranks that divide the tokens cut along `ep` and `edp` in place of `cp` and `dp`.
+
+        Args:
+            axes: Of `tp`, `ep` (different experts), `edp` (replicas of the same experts), `pp`.
+        """
+        found: dict[tuple[int, ...], list[int]] = {}
+        for rank, place in self._places.items():
+            edp, ep = divmod(place.dp * self.cp + place.cp, self.ep)
+            at = {"tp": place.tp, "ep": ep, "edp": edp, "pp": place.pp}
+            found.setdefault(tuple(at[axis] for axis in at if axis not in axes), []).append(rank)
+        return [tuple(ranks) for ranks in found.values()]
+
     def select(self, **at: int) -> tuple[int, ...]:
         """Ranks at the given coordinates, e.g. `select(dp=0, pp=0)`."""
         return tuple(
@@ -94,7 +110,8 @@ class Grid:
         )
 
     def __str__(self) -> str:
-        return " ".join(f"{axis}{size}" for axis, size in self.sizes.items() if size > 1 or axis in ("tp", "dp"))
+        sizes = {**self.sizes, "ep": self.ep}
+        return " ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1 or axis in ("tp", "dp"))
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

@@ -21,7 +21,12 @@ _AXES = {
     "tp_cp": ("tp", "cp"),
     "mp": ("tp", "pp"),
     "everyone": ("tp", "cp", "dp", "pp"),
-    "single": (),
+}
+_EXPERT_AXES = {
+    "ep": ("ep",),
+    "expt_dp": ("edp",),
+    "tp_ep": ("tp", "ep"),
+    "tp_ep_pp": ("tp", "ep", "pp"),
 }
 
 
@@ -102,13 +107,14 @@ def _collection(
         return found
 
     made = {name: mine(grid.groups(axes)) for name, axes in _AXES.items()}
+    experts = {name: mine(grid.expert_groups(axes)) for name, axes in _EXPERT_AXES.items()}
     pipelines = grid.groups(("pp",))
     # the stages that hold the token embedding or, tied to it, the output layer
     embd = mine([tuple(dict.fromkeys((ranks[0], ranks[-1]))) for ranks in pipelines]) if ties else made["pp"]
     pos_embd = mine([(ranks[0],) for ranks in pipelines]) if ties else made["pp"]
     if rank not in grid.ranks:
         return None
-    single, everyone = made.pop("single"), made.pop("everyone")
+    everyone = made.pop("everyone")
     return ProcessGroupCollection(
         **made,
         intra_dp_cp=made["dp_cp"],
@@ -116,11 +122,8 @@ def _collection(
         tp_dp_cp=everyone,
         embd=embd,
         pos_embd=pos_embd,
-        ep=single,
-        expt_tp=single,
-        tp_ep=single,
-        tp_ep_pp=single,
-        expt_dp=single,  # None would make megatron-core form a group of the whole world, without the other ranks
-        intra_expt_dp=single,
+        **experts,
+        expt_tp=made["tp"],
+        intra_expt_dp=experts["expt_dp"],
         inter_dist_opt=None,
     )

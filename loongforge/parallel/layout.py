@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,6 +64,12 @@ class Layout:
         return self.vision is not None and self.vision.ranks[0] not in self.llm.ranks
 
     @property
+    def replicas_together(self) -> int:
+        """LLM replicas that have to compute at the same time, since each holds experts that the others need; they are
+        neighbours, counted from 0."""
+        return math.lcm(self.llm.ep, self.llm.cp) // self.llm.cp
+
+    @property
     def sequence_multiple(self) -> int:
         """The length of every row is a multiple of this."""
         return self.llm.tp * (2 * self.llm.cp if self.llm.cp > 1 else 1)
@@ -113,6 +120,8 @@ class Layout:
     def describe(self) -> dict[str, Any]:
         """Plain values, for checkpoints and reports."""
         grids = {name: {**grid.sizes, "ranks": list(grid.ranks)} for name, grid in self.grids().items()}
+        if self.llm.ep > 1:
+            grids["llm"]["ep"] = self.llm.ep
         return {"world_size": self.world_size, "sequence_parallel": self.sequence_parallel, **grids}
 
 
@@ -160,10 +169,9 @@ def _named_ranks(component: str, ranks: list[int] | None, world: int, found: lis
 
 def _llm_grid(wanted: ParallelConfig, ranks: tuple[int, ...], world: int, found: list[str]) -> Grid | None:
     tp = 1 if wanted.tp is None else wanted.tp
-    sizes = {"tp": tp, "pp": wanted.pp, "cp": wanted.cp}
+    sizes = {"tp": tp, "pp": wanted.pp, "cp": wanted.cp, "ep": wanted.ep}
     small = [f"model.llm.parallel.{name}={size} must be at least 1" for name, size in sizes.items() if size < 1]
     found += small
-    found += _ep_problem("llm", wanted)
     if wanted.sequence_parallel and tp == 1:
         found.append("model.llm.parallel.sequence_parallel=true needs tp of at least 2")
     if small:
@@ -183,18 +191,17 @@ def _llm_grid(wanted: ParallelConfig, ranks: tuple[int, ...], world: int, found:
     dp = number // block
     if wanted.dp not in (None, dp):
         found.append(f"model.llm.parallel.dp={wanted.dp} does not fit: {number} processes / ({spelled}) leave dp={dp}")
-    return Grid(ranks, tp, wanted.cp, wanted.pp)
-
-
-def _ep_problem(component: str, wanted: ParallelConfig) -> list[str]:
-    if wanted.ep == 1:
-        return []
-    return [f"model.{component}.parallel.ep={wanted.ep} is not available yet; allowed: 1"]
+    if wanted.cp * dp % wanted.ep:
+        found.append(
+            f"model.llm.parallel.ep={wanted.ep} does not divide the cp={wanted.cp} x dp={dp} ranks that work on "
+            f"different tokens; nearest: ep={nearest_divisor(wanted.cp * dp, wanted.ep)}"
+        )
+    return Grid(ranks, tp, wanted.cp, wanted.pp, wanted.ep)
 
 
 def _llm_only_problems(component: str, wanted: ParallelConfig) -> list[str]:
-    found = _ep_problem(component, wanted)
-    for name, neutral in (("pp", 1), ("cp", 1), ("sequence_parallel", False)):
+    found = []
+    for name, neutral in (("pp", 1), ("cp", 1), ("ep", 1), ("sequence_parallel", False)):
         value = getattr(wanted, name)
         if value != neutral:
             shown = str(value).lower()

@@ -114,15 +114,16 @@ def _llm_layouts(config: Config, world: int, number: int, tokens: int) -> Iterat
     assert isinstance(llm, LLMConfig)
     ranks = tuple(range(number))
     tps = [tp for tp in divisors(number) if tp <= _largest(llm, number) and not llm.problems(tp, 1)]
-    pps = [pp for pp in divisors(llm.num_layers) if number % pp == 0]
+    pps = [pp for pp in divisors(number) if pp <= llm.num_layers]
     cps = [cp for cp in divisors(number) if cp == 1 or tokens >= 2 * _FEW_TOKENS * cp]
     for tp, pp, cp in product(tps, pps, cps):
         block = tp * pp * cp
         if number % block or batch % (number // block):
             continue
-        for split in (False, True)[: 1 + (tp > 1)]:
-            parallel = ParallelConfig(tp=tp, pp=pp, cp=cp, sequence_parallel=split)
-            yield parallel, Layout(world, Grid(ranks, tp, cp, pp), sequence_parallel=split)
+        eps = [ep for ep in divisors(number // (tp * pp)) if not llm.problems(tp, pp, ep)]
+        for ep, split in product(eps, (False, True)[: 1 + (tp > 1)]):
+            parallel = ParallelConfig(tp=tp, pp=pp, cp=cp, ep=ep, sequence_parallel=split)
+            yield parallel, Layout(world, Grid(ranks, tp, cp, pp, ep), sequence_parallel=split)
 
 
 def _largest(llm: LLMConfig, number: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from loongforge.parallel.grid import Grid
 from loongforge.parallel.layout import Layout
 from loongforge.planning.parts import Parts
 from loongforge.planning.shape import Shape
@@ -41,26 +40,28 @@ def memory_on(costs: Costs, layout: Layout, rank: int) -> Memory:
     for name, grid in layout.grids().items():
         place = grid.place(rank)
         if place is not None:
-            found += _state(costs, layout, grid, name, place.pp)
+            found += _state(costs, layout, name, place.pp)
             found += _llm_work(costs, layout, shape, place.pp) if name == "llm" else Memory()
     if layout.vision is not None and layout.vision.place(rank) is not None:
         found += _encoder_work(costs, layout, shape)
     return found
 
 
-def _state(costs: Costs, layout: Layout, grid: Grid, name: str, stage: int) -> Memory:
+def _state(costs: Costs, layout: Layout, name: str, stage: int) -> Memory:
     params, size = costs.params_on(name, layout, stage), costs.size(name)
     if not costs.part(name).trains:
         return Memory(params=params * size)
-    shards = grid.dp * grid.cp if costs.config.optimizer.distributed else 1
-    return Memory(params=params * size, gradients=4 * params, optimizer=params * (8 + (4 if size == 2 else 0)) / shards)
+    kept = float(params)
+    if costs.config.optimizer.distributed:
+        kept = sum(part / ranks for part, ranks in costs.replicated(name, layout, stage))
+    return Memory(params=params * size, gradients=4 * params, optimizer=kept * (8 + (4 if size == 2 else 0)))
 
 
 def _llm_work(costs: Costs, layout: Layout, shape: Shape, stage: int) -> Memory:
     llm, grid, size = costs.llm, layout.llm, costs.size("llm")
     tokens = shape.micro_batch * costs.workload.tokens / grid.cp
     split = grid.tp if layout.sequence_parallel else 1
-    layers = llm.num_layers / grid.pp
+    layers = -(-llm.num_layers // grid.pp)  # of the fullest stage
     kept = llm.kept_per_token(grid.tp, sequence_parallel=layout.sequence_parallel)
     kept += llm.kv_width / grid.tp * (grid.cp if grid.cp > 1 else 0)  # gathered keys and values
     per_micro_batch = layers * kept

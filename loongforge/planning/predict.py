@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from loongforge.components.llm.stages import stage_sizes
 from loongforge.parallel.layout import Layout
 from loongforge.planning.device import Device
 from loongforge.planning.memory import Memory, memory_on
@@ -19,6 +20,7 @@ from loongforge.planning.traffic import (
     encoder_tensor_parallel,
     gradient_collectives,
     llm_context_parallel,
+    llm_expert_parallel,
     llm_tensor_parallel,
     merged_rows,
     returned_rows,
@@ -41,6 +43,8 @@ class Times(Parts):
     tensor_parallel: float = 0
     """Of the LLM."""
     context_parallel: float = 0
+    expert_parallel: float = 0
+    """Tokens to the ranks of their experts and back."""
     pipeline: float = 0
     """Activations from stage to stage."""
     bubble: float = 0
@@ -124,18 +128,19 @@ def _llm_times(costs: Costs, found: Prediction, device: Device) -> list[float]:
     rate = device.flops_per_s(costs.dtype("llm")) * grid.tp * grid.cp
     passes = factor + (1 if costs.config.trainer.recompute == "full" and factor > 1 else 0)
     body = tokens * (costs.llm_flops_per_token - head) / rate + llm.num_layers * device.layer_overhead_us * 1e-6
-    work = [body * passes / grid.pp] * grid.pp
+    work = [body * passes * layers / llm.num_layers for layers in stage_sizes(llm.num_layers, grid.pp)]
     work[-1] += LABEL_SHARE * tokens * head * factor / rate
     tp = _seconds(device, llm_tensor_parallel(costs, found.layout, shape))
     cp = _seconds(device, llm_context_parallel(costs, found.layout, shape))
+    ep = _seconds(device, llm_expert_parallel(costs, found.layout, shape))
     pp = 0.0
     if grid.pp > 1:
         one_way = between_stages(costs, found.layout, shape) / device.bandwidth(len(grid.ranks))
         pp = min(2, factor) * (one_way + device.latency_us * 1e-6)
     number, times = shape.micro_batches, found.times
     times.llm, times.tensor_parallel = number * max(work), number * tp
-    times.context_parallel, times.pipeline = number * cp, number * pp
-    return [seconds + tp + cp + pp for seconds in work]
+    times.context_parallel, times.expert_parallel, times.pipeline = number * cp, number * ep, number * pp
+    return [seconds + tp + cp + ep + pp for seconds in work]
 
 
 def _encoder_time(costs: Costs, found: Prediction, device: Device) -> float:
@@ -188,6 +193,7 @@ def _state_times(costs: Costs, found: Prediction, device: Device) -> None:
         stage = max(ends, key=lambda stage: costs.params_on(name, found.layout, stage))
         calls = gradient_collectives(costs, found.layout, name, stage)
         found.times.gradients += sum(_seconds(device, part) for part in calls)
-        shards = grid.dp * grid.cp if costs.config.optimizer.distributed else 1
-        params = costs.params_on(name, found.layout, stage) / shards
+        params = float(costs.params_on(name, found.layout, stage))
+        if costs.config.optimizer.distributed:
+            params = sum(part / ranks for part, ranks in costs.replicated(name, found.layout, stage))
         found.times.optimizer += params * STATE_PASSES * 4 / (device.memory_gb_per_s * 1e9)

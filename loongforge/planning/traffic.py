@@ -18,6 +18,7 @@ class Traffic(Parts):
     tensor_parallel: float = 0
     context_parallel: float = 0
     pipeline: float = 0
+    expert_parallel: float = 0
     image_rows: float = 0
     """Embeddings of image tokens on their way to the LLM, or their gradients on the way back."""
     gradients: float = 0
@@ -67,6 +68,15 @@ def llm_context_parallel(costs: Costs, layout: Layout, shape: Shape) -> Collecti
     tokens = shape.micro_batch * costs.workload.tokens
     volume = calls * tokens * llm.kv_width / grid.tp * costs.size("llm")
     return Collectives.gathers(grid.cp, grid.tp * grid.cp, volume, calls)
+
+
+def llm_expert_parallel(costs: Costs, layout: Layout, shape: Shape) -> Collectives:
+    """Of a micro-batch in a stage: tokens to the ranks of their experts and back, spread evenly over experts."""
+    grid, llm = layout.llm, costs.llm
+    rows = [llm.expert_rows(layer) for layer in range(llm.num_layers)]
+    calls = 2 * (_passes(costs, "llm") + _recomputed(costs)) / grid.pp
+    volume = calls * sum(rows) * _stage_bytes(costs, layout, shape)
+    return Collectives.gathers(grid.ep, grid.tp * grid.ep, volume, calls * sum(map(bool, rows)))
 
 
 def between_stages(costs: Costs, layout: Layout, shape: Shape) -> float:
@@ -124,11 +134,15 @@ def gradient_collectives(costs: Costs, layout: Layout, name: str, stage: int) ->
     grid = layout.grids()[name]
     if not costs.part(name).trains:
         return []
-    params, size, extent = costs.params_on(name, layout, stage), grid.dp * grid.cp, len(grid.ranks) // grid.pp
-    if not costs.config.optimizer.distributed:
-        return [Collectives.sums(size, extent, 4.0 * params, 1)]
-    back = costs.size(name) * params
-    return [Collectives.gathers(size, extent, 4.0 * params, 1), Collectives.gathers(size, extent, back, 1)]
+    extent, found = len(grid.ranks) // grid.pp, []
+    for params, size in costs.replicated(name, layout, stage):
+        if costs.config.optimizer.distributed:
+            back = costs.size(name) * params
+            found.append(Collectives.gathers(size, extent, 4.0 * params, 1))
+            found.append(Collectives.gathers(size, extent, back, 1))
+        else:
+            found.append(Collectives.sums(size, extent, 4.0 * params, 1))
+    return found
 
 
 def traffic_on(costs: Costs, layout: Layout, rank: int) -> Traffic:
@@ -160,6 +174,7 @@ def _add_llm(found: Traffic, costs: Costs, layout: Layout, shape: Shape, place: 
     grid, number = layout.llm, shape.micro_batches
     found.tensor_parallel += number * llm_tensor_parallel(costs, layout, shape).received
     found.context_parallel += number * llm_context_parallel(costs, layout, shape).received
+    found.expert_parallel += number * llm_expert_parallel(costs, layout, shape).received
     found.pipeline += number * _directions(grid, place.pp, costs) * between_stages(costs, layout, shape)
     if place.pp == 0 and layout.vision is not None:
         found.image_rows += shape.windows * merged_rows(costs, layout, shape, encodes=encodes)

@@ -154,12 +154,21 @@ class Costs:
         assert self.vision is not None
         return {"input_size": self.vision.output_size, "output_size": self.llm.hidden_size}
 
+    def replicated(self, name: str, layout: Layout, stage: int = 0) -> list[tuple[int, int]]:
+        """Parameters of a component that one of its ranks holds, and how many ranks hold the same: those that divide
+        the tokens, but for experts only so many as have no others."""
+        grid = layout.grid(name)
+        assert grid is not None
+        whole, ranks = self.params_on(name, layout, stage), grid.dp * grid.cp
+        experts = self.llm.expert_params_on(grid.tp, grid.pp, stage, grid.ep) if name == "llm" else 0
+        return [(whole - experts, ranks), *([(experts, ranks // grid.ep)] if experts else [])]
+
     def params_on(self, name: str, layout: Layout, stage: int = 0) -> int:
         """Parameters of a component that one of its ranks holds."""
         grid = layout.grid(name)
         assert grid is not None
         if name == "llm":
-            return self.llm.params_on(grid.tp, grid.pp, stage)
+            return self.llm.params_on(grid.tp, grid.pp, stage, grid.ep)
         if name == "vision":
             assert self.vision is not None
             return self.vision.params_on(grid.tp)

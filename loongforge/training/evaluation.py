@@ -43,7 +43,7 @@ class Evaluator:
         self.trainer, self.runner, self.processor = config.trainer, runner, processor
         self.data = config.data
         self.full = self._loader(config.trainer.eval_samples)
-        works_on_first = 0 in runner.groups.replicas
+        works_on_first = min(runner.groups.replicas) < runner.groups.layout.replicas_together
         self.examples = self.full.examples(config.trainer.generate_samples) if works_on_first else []
 
     def _loader(self, limit: int | None) -> EvalLoader:

@@ -164,5 +164,6 @@ class Optimizers:
         """Scales the gradients that the optimizer is about to use, as `torch.nn.utils.clip_grad_norm_` does."""
         limit = self.config.clip_grad
         if 0 < limit < total:
-            grads = [param.grad for param in optimizer.get_parameters() if param.grad is not None]
+            params = [param for group in optimizer.param_groups for param in group["params"]]
+            grads = [param.grad for param in params if param.grad is not None]
             torch._foreach_mul_(grads, limit / (total + 1e-6))

@@ -43,7 +43,7 @@ def save_training(path: Path, model: VisionLanguageModel, optimizers: Optimizers
 def load_training(path: Path, model: VisionLanguageModel, optimizers: Optimizers, groups: Groups) -> None:
     """Reads weights and optimizer, written under any layout. Collective over the world."""
     template = _state(model, optimizers, groups, loading=True)
-    require_stored(template, path)
+    require_stored(template, path, model)
     state = read_state(template, path)
     set_weights(model, state["model"])
     with torch.no_grad():

@@ -23,15 +23,20 @@ from loongforge.parallel.session import joined_world  # noqa: E402
 HEAD_DIM = 8
 
 
-def attention(group: Any) -> TorchAttention:
+def attention(group: Any, window: int | None = None) -> TorchAttention:
     """Causal core attention of a context-parallel group."""
-    config: Any = SimpleNamespace(kv_channels=HEAD_DIM, attention_dropout=0.0)
+    config: Any = SimpleNamespace(
+        kv_channels=HEAD_DIM, attention_dropout=0.0, window_size=window and (window - 1, 0), window_attn_skip_freq=None
+    )
     collection: Any = SimpleNamespace(cp=group)
     return TorchAttention(config, 1, AttnMaskType.causal, "self", pg_collection=collection)
 
 
 def attend(
-    tensors: list[torch.Tensor], borders: list[int] | None, is_image: torch.Tensor | None = None
+    tensors: list[torch.Tensor],
+    borders: list[int] | None,
+    is_image: torch.Tensor | None = None,
+    window: int | None = None,
 ) -> tuple[torch.Tensor, list[Any]]:
     """One rank's part of an attention over the world.
 
@@ -39,6 +44,7 @@ def attend(
         tensors: Whole query, key, value `[S, B, heads, head_dim]`, and the gradient of the output `[S, B, width]`.
         borders: Of a packed row's documents.
         is_image: bool `[B, S]`: attention treats images apart.
+        window: Latest positions that a token attends to.
 
     Returns:
         Output and gradients of query, key and value at this rank's positions.
@@ -51,7 +57,7 @@ def attend(
         for part in inputs:
             part.requires_grad_()
         view = SequenceView(positions, length, cu_seqlens, is_image=is_image)
-        output = attention(dist.group.WORLD)(*inputs, view)
+        output = attention(dist.group.WORLD, window)(*inputs, view)
         output.backward(gradient)
         return output.detach(), [torch.zeros_like(part) if part.grad is None else part.grad for part in inputs]
 

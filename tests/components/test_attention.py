@@ -32,8 +32,8 @@ def _tensors(samples: int) -> list[torch.Tensor]:
     return [torch.randn(LENGTH, samples, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
-def _reference(tensors: list[torch.Tensor], borders: list[int]) -> tuple[torch.Tensor, list[Any]]:
-    """Each document on its own: softmax of the scores of earlier positions."""
+def _reference(tensors: list[torch.Tensor], borders: list[int], window: int = LENGTH) -> tuple[torch.Tensor, list[Any]]:
+    """Each document on its own: softmax of the scores of earlier positions, the latest `window` of them."""
     *inputs, gradient = (tensor.clone() for tensor in tensors)
     for part in inputs:
         part.requires_grad_()
@@ -43,7 +43,8 @@ def _reference(tensors: list[torch.Tensor], borders: list[int]) -> tuple[torch.T
         key, value = (part.repeat_interleave(HEADS // KV_HEADS, 2) for part in (key, value))
         scores = torch.einsum("sbhd,tbhd->bhst", query, key) / HEAD_DIM**0.5
         later = torch.ones(end - start, end - start).triu(1).bool()
-        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+        early = torch.ones(end - start, end - start).tril(-window).bool()
+        weights = scores.masked_fill(later | early, -torch.inf).softmax(-1)
         outputs.append(torch.einsum("bhst,tbhd->sbhd", weights, value))
     output = torch.cat(outputs).flatten(2)
     output.backward(gradient)
@@ -75,6 +76,20 @@ def test_attention_equals_that_of_each_document_alone(ranks: int, name: str | No
     _assert_same(found, _reference(tensors, borders or [0, LENGTH]))
 
 
+@pytest.mark.parametrize("window", [1, 3, 13])
+@pytest.mark.parametrize("name", [None, "uneven"])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_window_ends_the_view_back(ranks: int, name: str | None, window: int, rank_pool: Pools) -> None:
+    borders = None if name is None else DOCUMENTS[name]
+    tensors = _tensors(3 if borders is None else 1)
+    results = rank_pool(ranks).run(attend, tensors, borders, None, window)
+    gradients = [_whole([result[1][i] for result in results]) for i in range(3)]
+    found = _whole([result[0] for result in results]), gradients
+    _assert_same(found, _reference(tensors, borders or [0, LENGTH], window))
+    wrong = _reference(tensors, borders or [0, LENGTH], window + 1)
+    assert not torch.allclose(found[0], wrong[0], atol=1e-3)
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_gathered_chunks_are_in_order_and_gradients_add_up(ranks: int, rank_pool: Pools) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -103,6 +118,11 @@ def test_a_view_knows_documents_and_what_may_be_seen(sizes: list[int], cp: int, 
     assert view.documents.tolist() == document
     assert view.within_document.tolist() == [place[position] for position in positions]
     part = slice(data.draw(st.integers(0, len(positions) - 1)), None)
+    window = data.draw(st.integers(1, 8))
+    assert view.mask(part, window).tolist() == [
+        [j <= i < j + window and document[i] == document[j] for j in range(len(place))]
+        for i in positions[part].tolist()
+    ]
     assert view.mask(part).tolist() == [
         [j <= i and document[i] == document[j] for j in range(len(place))] for i in positions[part].tolist()
     ]

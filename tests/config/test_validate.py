@@ -98,8 +98,8 @@ def test_closest_match(override: str, hint: str) -> None:
         ("~model.llm.type", "model.llm.type is missing"),
         ("model.llm=null", "model.llm=null (override 'model.llm=null'): expected a section"),
         ("model.vision.image_mean=[1,b,3]", "model.vision.image_mean.1='b'"),
-        ("model.llm.rope_scaling={rope_type: llama3, factor: 8, low_freq_factor: 1, high_freq_factor: 4}",
-         "model.llm.rope_scaling.original_max_position_embeddings is missing (override"),
+        ("model.llm.rope_scaling={rope_type: llama3, low_freq_factor: 1, high_freq_factor: 4}",
+         "model.llm.rope_scaling.factor is missing (override"),
         ("optimizer.lr=${optimizer.rate}", "(override 'optimizer.lr=${optimizer.rate}'): "
          "Interpolation key 'optimizer.rate' not found"),
         ("trainer.steps=0", "must be at least 1"),

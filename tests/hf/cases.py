@@ -45,6 +45,8 @@ class Case:
     """Its model in transformers, as its constructor leaves it."""
     inputs: Callable[[Batch], dict[str, Any]] = _inputs
     """Keyword arguments of its forward pass."""
+    layouts: tuple[str, ...] = ()
+    """Layouts beside those of all families."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Keys of the recipe (`llm.norm_eps`) that are set after `from_hf`, for faults."""
 
@@ -75,6 +77,27 @@ def _qwen3() -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(Qwen3Config(**{**TEXT, "head_dim": 24, "tie_word_embeddings": True}))
+
+
+def _mistral() -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(MistralConfig(**{**TEXT, "sliding_window": 6, "rms_norm_eps": 1e-5}))
+
+
+def _qwen2_window() -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    rope = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=32)
+    window = dict(use_sliding_window=True, sliding_window=5, max_window_layers=1)
+    return Qwen2ForCausalLM(Qwen2Config(**TEXT, **window, rope_parameters=rope))
+
+
+def _qwen3_moe() -> Any:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    experts = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True)
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**TEXT, **experts, head_dim=24, mlp_only_layers=[1]))
 
 
 def _llava(tower: str, text: Any = None) -> Any:
@@ -108,9 +131,13 @@ def _llava_qwen2() -> Any:
 CASES: dict[str, Case] = {
     "llama": Case(_llama),
     "llama tied": Case(lambda: _llama(tie_word_embeddings=True)),
-    "llama 3.1": Case(_llama_3_1),
+    "llama, odd vocabulary": Case(lambda: _llama(vocab_size=131), layouts=("tp4",)),
+    "llama 3.1": Case(_llama_3_1, layouts=("pp3",)),
     "qwen2": Case(_qwen2),
-    "qwen3": Case(_qwen3),
+    "qwen3": Case(_qwen3, layouts=("tp4",)),
+    "mistral": Case(_mistral, layouts=("cp2",)),
+    "qwen2 yarn, window in some layers": Case(_qwen2_window, layouts=("cp2",)),
+    "qwen3 moe": Case(_qwen3_moe, layouts=("ep2", "tp2 x ep2", "cp2 x ep2", "pp2 x ep2")),
     "llava": Case(lambda: _llava("clip")),
     "llava siglip qwen2": Case(_llava_qwen2),
 }

@@ -94,7 +94,8 @@ def _logits(trial: Trial) -> dict[str, np.ndarray]:
             logits = model.llm.logits(hidden, torch.arange(positions * samples), gathered=True)
             parts = [torch.empty_like(logits) for _ in range(model.llm.tp_group.size())]
             dist.all_gather(parts, logits.contiguous(), group=model.llm.tp_group)
-            return torch.cat(parts, -1).view(positions, samples, -1).transpose(0, 1)
+            whole = torch.cat(parts, -1)[:, : model.llm.vocab_size]
+            return whole.view(positions, samples, -1).transpose(0, 1)
 
         for logits in runner.forward([batch], rows, take):
             for name, row, length in zip(batch.ids, logits, batch.lengths.tolist(), strict=True):

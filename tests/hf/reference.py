@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from loongforge.data.batch import IGNORE, Batch
+from tests.components.hf_llms import on_disk
 from tests.hf.cases import Case
 
 LR, WEIGHT_DECAY, BETAS, EPS, CLIP = 1e-3, 0.05, (0.9, 0.95), 1e-6, 1.0
@@ -47,10 +48,10 @@ def run_reference(model: Any, case: Case, batches: list[Batch]) -> Reference:
         loss.backward()
         found.losses.append(loss.item())
         if number == 0:
-            found.gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            found.gradients = on_disk({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], CLIP)
         optimizer.step()
-    found.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    found.weights = on_disk({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
     return found
 
 

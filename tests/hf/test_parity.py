@@ -23,7 +23,7 @@ from loongforge.model.flops import image_tokens
 from loongforge.training.verify.synthetic import IMAGE_TOKEN, SyntheticData
 from tests.hf.cases import CASES, Case
 from tests.hf.folders import tensors_of
-from tests.hf.layouts import LAYOUTS, NEEDS_VISION, apply
+from tests.hf.layouts import LAYOUTS, NEEDS_VISION, SOME, apply
 from tests.hf.ours import Ours, compare_run
 from tests.hf.reference import BETAS, CLIP, EPS, LR, WEIGHT_DECAY, Reference, greedy_tokens, run_reference
 
@@ -172,7 +172,12 @@ def problems(known: Known, ranks: list[Ours]) -> list[str]:
 
 
 def _layouts(name: str) -> list[str]:
-    return [layout for layout in LAYOUTS if "llava" in name or layout not in NEEDS_VISION]
+    def fits(layout: str) -> bool:
+        if layout in SOME:
+            return layout in CASES[name].layouts
+        return "llava" in name or layout not in NEEDS_VISION
+
+    return [layout for layout in LAYOUTS if fits(layout)]
 
 
 def _pairs(*, every: bool) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from loongforge.cli.main import main
 from tests.components.hf_models import randomise
 from tests.hf.cases import VISION
-from tests.hf.folders import make_folder, tensors_of
+from tests.hf.folders import edit, make_folder, tensors_of
 from tests.hf.test_export import assert_close, losses, their_losses, train, write_data
 
 
@@ -38,6 +38,14 @@ def test_spellings_come_back(spelling: Any, tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in renamed.items())
 
 
+def test_buffers_of_older_transformers_are_no_weights(tmp_path: Path) -> None:
+    make_folder(tmp_path / "given", "llava")
+    positions = {"vision_tower.embeddings.position_ids": torch.arange(5)[None]}
+    edit(tmp_path / "given", lambda tensors: tensors.update(positions))
+    assert main(["export", "--checkpoint", str(tmp_path / "given"), "--out", str(tmp_path / "out")]) == 0
+    assert set(tensors_of(tmp_path / "given")) - set(tensors_of(tmp_path / "out")) == set(positions)
+
+
 @pytest.mark.parametrize("kind", ["clip", "clip, both towers", "siglip"])
 def test_components_from_folders_of_their_own(kind: str, tmp_path: Path, capsys: Any) -> None:
     """Exported as a whole, with the tower's unused layers, and nothing that transformers misses or does not know."""
@@ -60,6 +68,7 @@ def test_components_from_folders_of_their_own(kind: str, tmp_path: Path, capsys:
     data = write_data(tmp_path, True)
     parts = ["model.init_from=null", f"model.vision.init_from={tmp_path / 'tower'}", "model.vision.num_layers=4"]
     llm = [f"model.llm.init_from={tmp_path / 'llm'}", "model.llm.norm_eps=1e-5", "model.llm.qkv_bias=false"]
+    llm.append("model.llm.tie_embeddings=false")
     freeze = ["model.vision.freeze=true", "model.llm.freeze=true", "model.vision.feature_layer=-2"]
     train(tmp_path / "mine.yaml", data, tmp_path / "run", *parts, *llm, *freeze)
     assert main(["export", "--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0

@@ -21,7 +21,20 @@ MMCA = [choice for choice in CHOICES if any(size > 1 for name, size in choice.ll
 SOME_OF_4 = [choice for choice in layouts(4) if BATCH % choice.layout().dp == 0][::6]
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"causal": dict(tie_embeddings=True), "mmca": dict(attention="mmca")}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "causal": dict(tie_embeddings=True),
+    "mmca": dict(attention="mmca"),
+    "window": dict(sliding_window=6, window_layers=[0, 2, 3]),
+    "experts": dict(num_experts=8),
+}
+OTHERS = [
+    (Choice(2, (("cp", 2),), ()), "window"),
+    (Choice(4, (("tp", 2), ("pp", 2)), ()), "window"),
+    (Choice(2, (("ep", 2),), ()), "experts"),
+    (Choice(4, (("ep", 2),), ()), "experts"),
+    (Choice(4, (("tp", 2), ("ep", 2)), ()), "experts"),
+    (Choice(4, (("cp", 2), ("ep", 4)), ()), "experts"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +45,7 @@ def one_process() -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("choice", "attention"),
-    [*((choice, "causal") for choice in (*CHOICES, *SOME_OF_4)), *((choice, "mmca") for choice in MMCA)],
+    [*((choice, "causal") for choice in (*CHOICES, *SOME_OF_4)), *((choice, "mmca") for choice in MMCA), *OTHERS],
     ids=str,
 )
 def test_layout_equals_one_process(

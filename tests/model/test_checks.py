@@ -35,8 +35,14 @@ def _both(model: Any) -> None:
 
 
 REFUSED: dict[str, tuple[int, Callable[[Any], Any], str]] = {
-    "heads over tp": (4, _over("llm", tp=4), "model.llm.num_kv_heads=2 cannot be divided over parallel.tp=4"),
-    "layers over pp": (3, _over("llm", pp=3), "model.llm.num_layers=4 cannot be divided over parallel.pp=3"),
+    "heads over tp": (8, _over("llm", tp=8), "model.llm.num_heads=4 cannot be divided over parallel.tp=8"),
+    "shared heads over tp": (
+        6,
+        _set("llm", num_heads=24, num_kv_heads=4, parallel=ParallelConfig(tp=6)),
+        "model.llm.num_kv_heads=4 cannot be divided over parallel.tp=6, nor be shared by its ranks",
+    ),
+    "layers over pp": (5, _over("llm", pp=5), "model.llm.num_layers=4 are fewer than the stages of parallel.pp=5"),
+    "experts of a dense model": (2, _over("llm", ep=2), "model.llm.parallel.ep=2 divides experts"),
     "encoder's heads over its tp": (
         8,
         _over("vision", tp=8),

@@ -10,6 +10,7 @@ from loongforge.kernels.backend import select
 BACKEND = select("auto")
 BACKEND.activate()
 
+from loongforge.config.saved import save_config, to_tree  # noqa: E402
 from loongforge.config.schema import Config  # noqa: E402
 from loongforge.parallel.groups import make_groups  # noqa: E402
 from loongforge.parallel.layout import Layout  # noqa: E402
@@ -45,6 +46,7 @@ def train_between(config: Config, steps: range, load: Path | None, save: Path | 
         loaded = full_parameters(trial.model, groups)
         outcome = trial.run(steps)
         if save is not None:
+            save_config(to_tree(config), save / "config.yaml")
             save_training(save, trial.model, trial.optimizers, groups)
         return outcome, loaded
 

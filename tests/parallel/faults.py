@@ -11,6 +11,8 @@ from loongforge.kernels.backend import select
 
 select("auto").activate()
 
+from loongforge.components.transformer import experts  # noqa: E402
+from loongforge.components.transformer.experts import ExpertFeedForward  # noqa: E402
 from loongforge.components.transformer.lora import LowRank  # noqa: E402
 from loongforge.components.transformer.sequence import SequenceView  # noqa: E402
 from loongforge.model.encoding import Bridge  # noqa: E402
@@ -40,6 +42,12 @@ class _Faults:
             "missing reduction": lambda: mock.patch.object(Optimizers, "reduce_gradients", _reduce_without_vision),
             "norm double counting": lambda: mock.patch.object(Optimizers, "_norms", self._norms(Optimizers._norms)),
             "lost rows": lambda: mock.patch.object(Bridge, "give_back", _losing_rows(Bridge.give_back)),
+            "experts of all ranks": lambda: mock.patch.object(
+                ExpertFeedForward, "__init__", _dense_experts(ExpertFeedForward.__init__)
+            ),
+            "part of the router": lambda: mock.patch.object(
+                experts, "copy_to_tensor_model_parallel_region", lambda x, group: x
+            ),
             "adapter sum": lambda: mock.patch.object(LowRank, "_across_ranks", _only_forward(LowRank._across_ranks)),
             "late document": lambda: mock.patch.object(SequenceView, "mask", _late(SequenceView.mask)),
         }
@@ -76,6 +84,15 @@ def _after(real: Callable[..., None], more: Callable[[Optimizers], None]) -> Cal
     return both
 
 
+def _dense_experts(real: Callable[..., None]) -> Callable[..., None]:
+    def init(layer: ExpertFeedForward, **options: Any) -> None:
+        real(layer, **options)
+        for param in layer.experts.parameters():
+            param.allreduce = True  # type: ignore[attr-defined]
+
+    return init
+
+
 def _reduce_without_vision(optimizers: Optimizers) -> None:
     for name, part in optimizers.parts.items():
         if name != "vision":
@@ -101,8 +118,8 @@ def _losing_rows(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _late(real: Callable[..., Any]) -> Callable[..., Any]:
-    def mask(view: SequenceView, part: slice) -> Any:
-        found = real(view, part)
+    def mask(view: SequenceView, part: slice, window: int | None = None) -> Any:
+        found = real(view, part, window)
         found[0, : int(view.positions[part][0]) + 2] = True
         return found
 

@@ -90,3 +90,14 @@ def test_divisors(number: int, wanted: int) -> None:
     nearest = nearest_divisor(number, wanted)
     ratios = {size: max(size, max(wanted, 1)) / min(size, max(wanted, 1)) for size in expected}
     assert ratios[nearest] == pytest.approx(min(ratios.values()))
+
+
+def test_experts_are_divided_among_those_that_divide_the_tokens() -> None:
+    grid = Grid(tuple(range(16)), tp=2, cp=2, pp=2, ep=2)  # and dp=2
+    assert grid.expert_groups(("ep",))[:2] == [(0, 2), (1, 3)]  # context-parallel neighbours
+    assert grid.expert_groups(("edp",))[:2] == [(0, 4), (1, 5)]
+    assert Grid(tuple(range(8)), tp=2, cp=2, ep=4).expert_groups(("ep",)) == [(0, 2, 4, 6), (1, 3, 5, 7)]
+    assert Grid(tuple(range(4)), ep=2).expert_groups(("ep",)) == [(0, 1), (2, 3)]
+    for axes in (("ep",), ("edp",), ("tp", "ep"), ("tp", "ep", "pp")):
+        assert sorted(rank for group in grid.expert_groups(axes) for rank in group) == list(range(16))
+    assert grid.expert_groups(("tp", "ep", "edp"))[0] == grid.groups(("tp", "cp", "dp"))[0]

@@ -237,8 +237,14 @@ REFUSED: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
     "tp below 0": (1, dict(tp=-1), {}, "model.llm.parallel.tp=-1 must be at least 1"),
     "tp 0": (1, dict(tp=0), {}, "model.llm.parallel.tp=0 must be at least 1"),  # only null means 1
     "sp alone": (1, dict(sequence_parallel=True), {}, "sequence_parallel=true needs tp of at least 2"),
-    "ep": (2, dict(ep=2), {}, "model.llm.parallel.ep=2 is not available yet; allowed: 1"),
-    "encoder ep": (2, {}, dict(vision=dict(ep=2)), "model.vision.parallel.ep=2 is not available yet; allowed: 1"),
+    "ep 0": (1, dict(ep=0), {}, "model.llm.parallel.ep=0 must be at least 1"),
+    "ep": (
+        6,
+        dict(tp=2, ep=2),
+        {},
+        "ep=2 does not divide the cp=1 x dp=3 ranks that work on different tokens; nearest: ep=",
+    ),
+    "encoder ep": (2, {}, dict(vision=dict(ep=2)), "model.vision.parallel.ep=2 is for the LLM only"),
     "encoder pp": (
         2,
         dict(pp=2),
@@ -315,7 +321,7 @@ def test_what_is_refused(name: str) -> None:
 
 def test_everything_wrong_is_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
-        _layout(4, dict(tp=2, ep=2, dp=3), vision=dict(tp=3, cp=2), projector=dict(cp=2))
+        _layout(4, dict(tp=2, ep=3, dp=3), vision=dict(tp=3, cp=2), projector=dict(cp=2))
     lines = str(caught.value).splitlines()
     assert lines[0] == "The layout does not fit:"
     assert len(lines) == 5

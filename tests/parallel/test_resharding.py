@@ -67,3 +67,26 @@ def test_a_chain_of_layouts_is_one_run(options: dict[str, Any], rank_pool: Pools
         stored, load = {name: value for rank, _ in ranks for name, value in rank.parameters.items()}, save
     assert len(CHAIN) > 12
     assert np.abs(np.array(losses) - whole.losses).max() < 2e-5
+
+
+PADDED = [
+    Choice(4, (("tp", 4),), ()),
+    ONE,
+    Choice(4, (("tp", 2), ("pp", 2)), ()),
+    Choice(4, (("tp", 4), ("sequence_parallel", True)), ()),
+]
+
+
+@pytest.mark.parametrize("options", [dict(distributed=True), dict(tie_embeddings=True)], ids=["distributed", "tied"])
+def test_a_vocabulary_is_padded_anew_by_each_layout(options: dict[str, Any], rank_pool: Pools, tmp_path: Path) -> None:
+    options = dict(vocab_size=257, **options)
+    whole, _ = rank_pool(1).run(train_between, _config(ONE, **options), range(STEPS * len(PADDED)), None, None)[0]
+    losses: list[float] = []
+    load = None
+    for number, choice in enumerate(PADDED):
+        save = tmp_path / str(number)
+        save.mkdir()
+        steps = range(STEPS * number, STEPS * (number + 1))
+        ranks = rank_pool(choice.world).run(train_between, _config(choice, **options), steps, load, save)
+        losses, load = losses + ranks[0][0].losses, save
+    assert np.abs(np.array(losses) - whole.losses).max() < 2e-5

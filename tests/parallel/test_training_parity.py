@@ -36,19 +36,28 @@ def one_process() -> Iterator[Callable[..., Outcome]]:
 
 
 def _config(steps: int, **options: Any) -> Config:
+    batch = options.pop("global_batch_size", 8)
     config = tiny_config(**options)
-    config.trainer.steps = steps
+    config.trainer.steps, config.trainer.global_batch_size = steps, batch
     return config
 
 
 TIED = dict(tie_embeddings=True)
 QWEN = dict(qkv_bias=True, qk_norm=True)
+WINDOW = dict(sliding_window=5, window_layers=[0, 1, 3])
 CASES = {
     "tp2 qwen": (2, ParallelConfig(tp=2), QWEN),
     "tp2 siglip linear": (2, ParallelConfig(tp=2), dict(vision="siglip", projector="linear")),
     "pp2 tied": (2, ParallelConfig(pp=2), TIED),
     "cp2 tied qwen": (2, ParallelConfig(cp=2), TIED | QWEN),
     "pp2 tp2 sp tied qwen": (4, ParallelConfig(tp=2, pp=2, sequence_parallel=True), TIED | QWEN),
+    "tp4 shared kv heads": (4, ParallelConfig(tp=4), QWEN),
+    "tp4 odd vocabulary": (4, ParallelConfig(tp=4), dict(vocab_size=257)),
+    "tp2 pp2 odd vocabulary, tied": (4, ParallelConfig(tp=2, pp=2), TIED | dict(vocab_size=261, distributed=True)),
+    "tp4 sp, one kv head": (4, ParallelConfig(tp=4, sequence_parallel=True), QWEN | dict(num_kv_heads=1)),
+    "pp3 uneven": (3, ParallelConfig(pp=3), dict(num_layers=7, global_batch_size=6)),
+    "cp2 window": (2, ParallelConfig(cp=2), WINDOW),
+    "tp2 pp2 window": (4, ParallelConfig(tp=2, pp=2), WINDOW),
 }
 LORA = dict(lora=LoraConfig(rank=3, alpha=7.0, targets=["q_proj", "v_proj", "mlp.*", "layers.1.self_attn.o_proj"]))
 EVERY_LINEAR = LoraConfig(rank=2)

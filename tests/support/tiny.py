@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from loongforge.components.llm.llama.config import LlamaConfig
+from loongforge.components.llm.llama.qwen3_moe import Qwen3MoeConfig
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
 from loongforge.components.vision.vit.config import ClipViTConfig, SiglipViTConfig
 from loongforge.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainerConfig
@@ -25,9 +26,15 @@ def tiny_vision(kind: str = "clip", **changes: Any) -> ClipViTConfig | SiglipViT
 
 
 def tiny_llm(**changes: Any) -> LlamaConfig:
-    """Four layers with grouped queries."""
-    sizes = dict(hidden_size=64, num_layers=4, num_heads=4, num_kv_heads=2, mlp_hidden_size=96, max_seq_len=128)
-    return LlamaConfig(**{"type": "llama", "vocab_size": VOCAB, "init_std": 0.08, **sizes, **changes})
+    """Four layers with grouped queries; with experts where `num_experts` is given."""
+    sizes: dict[str, Any] = dict(
+        hidden_size=64, num_layers=4, num_heads=4, num_kv_heads=2, mlp_hidden_size=96, max_seq_len=128
+    )
+    sizes |= dict(vocab_size=VOCAB, mlp_hidden_size=96, init_std=0.08)
+    if "num_experts" in changes:
+        experts = dict(experts_per_token=2, expert_hidden_size=48, head_dim=None)
+        return Qwen3MoeConfig(**{"type": "qwen3_moe", **sizes, **experts, **changes})
+    return LlamaConfig(**{"type": "llama", **sizes, **changes})
 
 
 def tiny_config(

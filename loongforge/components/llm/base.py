@@ -28,9 +28,9 @@ class LLMConfig(FamilyConfig):
     max_seq_len: int
     """Longest sequence in tokens, image tokens included."""
 
-    def problems(self, tp: int, pp: int) -> list[str]:
+    def problems(self, tp: int, pp: int, ep: int = 1) -> list[str]:
         """What makes this model impossible to build, found without building it."""
-        raise NotImplementedError
+        return [] if ep == 1 else [f"parallel.ep={ep} divides experts, and type={self.type!r} has none; allowed: 1"]
 
     def small_copy(self, *, num_layers: int, divisor: int) -> Self:
         """The same architecture with few, narrow layers whose sizes `divisor` divides, to try a layout on."""
@@ -40,9 +40,17 @@ class LLMConfig(FamilyConfig):
         """Parameters of the whole model, over all shards."""
         raise NotImplementedError
 
-    def params_on(self, tp: int, pp: int, stage: int) -> int:
+    def params_on(self, tp: int, pp: int, stage: int, ep: int = 1) -> int:
         """Parameters that a rank of a pipeline stage holds; the default spreads them evenly."""
         return self.num_params() // (tp * pp)
+
+    def expert_params_on(self, tp: int, pp: int, stage: int, ep: int) -> int:
+        """Those of `params_on` that belong to experts, which fewer ranks hold the same of."""
+        return 0
+
+    def expert_rows(self, layer: int) -> int:
+        """How many rows of width `hidden_size` a token sends to experts in a layer; 0: the layer has none."""
+        return 0
 
     def kept_per_token(self, tp: int, *, sequence_parallel: bool) -> float:
         """Numbers that a layer keeps of each token for its backward pass, on each rank."""

@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    all_gather_last_dim_from_tensor_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
 
 from loongforge.components.transformer import multimodal
 from loongforge.components.transformer.sequence import SequenceView
@@ -42,6 +46,8 @@ class TorchAttention(MegatronModule):
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.dropout = config.attention_dropout
         self.causal = attn_mask_type == AttnMaskType.causal
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        self.window = config.window_size[0] + 1 if windowed and config.window_size else None
         self.layer_number = layer_number
 
     def forward(
@@ -59,7 +65,7 @@ class TorchAttention(MegatronModule):
             `[S, B, heads * head_dim]`.
         """
         if view is None:
-            return self._attend(query, key, value, causal=self.causal).flatten(2)
+            return self._document(query, key, value).flatten(2)
         if self.cp_group.size() > 1 and not view.continues:
             key, value = gather_chunks(torch.stack([key, value], 1), self.cp_group).unbind(1)
         kept = view.step.append(self.layer_number, key, value) if view.step is not None else None
@@ -72,7 +78,7 @@ class TorchAttention(MegatronModule):
         elif view.cu_seqlens is not None:
             output = self._attend_documents(query, key, value, view)
         else:
-            output = self._attend(query, key, value, causal=self.causal)
+            output = self._document(query, key, value)
         return output.flatten(2)
 
     def _attend(
@@ -92,6 +98,9 @@ class TorchAttention(MegatronModule):
     ) -> torch.Tensor:
         """The documents of a packed row (B is 1), each to itself."""
         assert view.cu_seqlens is not None
+        if self.window is not None:
+            documents = zip(*(x.split(view.document_lengths) for x in (query, key, value)), strict=True)
+            return torch.cat([self._document(*document) for document in documents])
         output = ops.attention_varlen(
             query.squeeze(1),
             key.squeeze(1),
@@ -104,6 +113,19 @@ class TorchAttention(MegatronModule):
         )
         return output[:, None]
 
+    def _document(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attends within one document, or rows that are one each."""
+        length, window = len(query), self.window
+        if window is None or length <= window:
+            return self._attend(query, key, value, causal=self.causal)
+        outputs = []  # blocks as long as the window: no mask of the size of the row
+        for start in range(0, length, window):
+            end, first = min(start + window, length), max(start - window + 1, 0)
+            distance = torch.arange(start, end)[:, None] - torch.arange(first, end)
+            mask = ((distance >= 0) & (distance < window)).to(query.device)
+            outputs.append(self._attend(query[start:end], key[first:end], value[first:end], mask=mask))
+        return torch.cat(outputs)
+
     def _from_chunks(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: SequenceView
     ) -> torch.Tensor:
@@ -112,7 +134,9 @@ class TorchAttention(MegatronModule):
         outputs = []
         for part in (slice(0, size), slice(size, 2 * size)):
             end = int(view.positions[part][-1]) + 1
-            outputs.append(self._attend(query[part], key[:end], value[:end], mask=view.mask(part)[:, :end]))
+            first = 0 if self.window is None else max(int(view.positions[part][0]) - self.window + 1, 0)
+            mask = view.mask(part, self.window)[:, first:end]
+            outputs.append(self._attend(query[part], key[first:end], value[first:end], mask=mask))
         return torch.cat(outputs)
 
     def _continue(
@@ -128,7 +152,7 @@ class TorchAttention(MegatronModule):
         assert view.step is not None
         if view.step.has_images:
             return multimodal.attend_cached(self._attend, query, value, keys, values, view.step)
-        return self._attend(query, keys, values, mask=view.step.mask())
+        return self._attend(query, keys, values, mask=view.step.mask(self.window))
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """It has no state."""
@@ -169,13 +193,26 @@ class TorchSelfAttention(SelfAttention):
             `[S, B, H]` and the bias that is still to be added, if any.
         """
         mixed, _ = self.linear_qkv(hidden_states)
-        groups, head = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
-        per_group = self.num_attention_heads_per_partition // groups
-        heads = mixed.unflatten(-1, (groups, per_group + 2, head))  # [S, B, groups, q.. k v, head]
-        query, key, value = heads.split([per_group, 1, 1], 3)
+        heads = self._split_heads(mixed)
+        query, key, value = heads.split([heads.shape[3] - 2, 1, 1], 3)
         query, key = self.q_layernorm(query), self.k_layernorm(key)
         if rotary_pos_emb is not None:
             cos, sin = rotary_pos_emb.to(query.dtype).unbind()
             query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
         attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
         return self.linear_proj(attended)
+
+    def _split_heads(self, mixed: torch.Tensor) -> torch.Tensor:
+        """`[S, B, width]` -> `[S, B, groups, heads, head_dim]`: a group's queries, its key, its value."""
+        ranks, all_groups = self.tp_group.size(), self.config.num_query_groups
+        assert all_groups is not None
+        head = self.hidden_size_per_attention_head
+        per_group = self.config.num_attention_heads // all_groups
+        if ranks <= all_groups:
+            return mixed.view(*mixed.shape[:2], all_groups // ranks, per_group + 2, head)
+        # several ranks share a key-value head: each takes its part of that head's queries
+        group, part = divmod(self.tp_group.rank(), ranks // all_groups)
+        everything = all_gather_last_dim_from_tensor_parallel_region(mixed, group=self.tp_group)
+        heads = everything.view(*mixed.shape[:2], all_groups, per_group + 2, head)[:, :, group : group + 1]
+        queries = heads[..., :-2, :].chunk(ranks // all_groups, 3)[part]
+        return torch.cat([queries, heads[..., -2:, :]], 3)

@@ -11,9 +11,13 @@ from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
 
 from loongforge.components.context import BuildContext
 from loongforge.components.transformer.attention import TorchAttention, TorchSelfAttention
@@ -89,7 +93,7 @@ def transformer_config(context: BuildContext, **sizes: Any) -> TransformerConfig
     )
 
 
-def _layer_spec(context: BuildContext, mask: AttnMaskType, qk_norm: bool) -> ModuleSpec:
+def _layer_spec(mask: AttnMaskType, qk_norm: bool, feed_forward: type) -> ModuleSpec:
     head_norm = TorchNorm if qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnLinear,
@@ -105,7 +109,7 @@ def _layer_spec(context: BuildContext, mask: AttnMaskType, qk_norm: bool) -> Mod
             self_attention=ModuleSpec(module=TorchSelfAttention, params={"attn_mask_type": mask}, submodules=attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=TorchNorm,
-            mlp=FeedForward.over(context.groups.tp),
+            mlp=feed_forward,
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -118,6 +122,7 @@ def transformer_block(
     causal: bool,
     qk_norm: bool = False,
     final_norm: bool = True,
+    feed_forward: Callable[[int], type] | None = None,
 ) -> TransformerBlock:
     """This rank's layers.
 
@@ -127,12 +132,16 @@ def transformer_block(
         causal: Attend to earlier positions only.
         qk_norm: Normalise each head's q and k.
         final_norm: End the last stage with a norm.
+        feed_forward: The class of a layer's feed-forward part, by the layer's number from 0; None: `FeedForward`.
     """
-    spec = _layer_spec(context, AttnMaskType.causal if causal else AttnMaskType.no_mask, qk_norm)
-    layers = config.num_layers // context.pp
+    mask, rank = AttnMaskType.causal if causal else AttnMaskType.no_mask, context.groups.pp.rank()
+    dense = FeedForward.over(context.groups.tp)
+    first = get_transformer_layer_offset(config, pp_rank=rank)
+    layers = range(first, first + get_num_layers_to_build(config, pp_rank=rank))
+    specs = [_layer_spec(mask, qk_norm, feed_forward(layer) if feed_forward else dense) for layer in layers]
     return Block(
         config,
-        TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=TorchNorm if final_norm else None),
+        TransformerBlockSubmodules(layer_specs=specs, layer_norm=TorchNorm if final_norm else None),
         post_layer_norm=final_norm,
         pre_process=context.first_stage,
         post_process=context.last_stage,

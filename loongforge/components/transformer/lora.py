@@ -101,6 +101,8 @@ class Adaptable:
     """Comes before the class of a linear layer and gives it room for an adapter, `lora`."""
 
     weight: torch.Tensor
+    takes_adapter = True
+    """False on experts, of which a rank holds some and sees some tokens."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -22,9 +22,13 @@ class FeedForward(MLP):
         """The class bound to a tensor-parallel group: layers hand one over to megatron-core's own MLP class only."""
         return type(cls.__name__, (cls,), {"group": group})
 
+    is_expert = False
+    """Take part in no exchange: what holds the experts sums their outputs and the gradients of their inputs."""
+
     def __init__(self, config: TransformerConfig) -> None:
         parts = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
-        super().__init__(config, parts, ffn_hidden_size=config.ffn_hidden_size, tp_group=self.group)
+        width = config.ffn_hidden_size
+        super().__init__(config, parts, is_expert=self.is_expert, ffn_hidden_size=width, tp_group=self.group)
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor | None]:  # type: ignore[override]
         """`[S, B, H]` -> `[S, B, H]`, and the bias that is still to be added, if any."""

@@ -66,10 +66,18 @@ class SequenceView:
             return self.positions
         return self.positions - self.cu_seqlens.long()[self.documents[self.positions]]
 
-    def mask(self, part: slice) -> torch.Tensor:
-        """bool `[len(part), S]`: which positions of the row some of this rank's tokens may attend to."""
+    def mask(self, part: slice, window: int | None = None) -> torch.Tensor:
+        """bool `[len(part), S]`: which positions of the row some of this rank's tokens may attend to.
+
+        Args:
+            part: Of `positions`.
+            window: Latest positions that a token attends to, its own included; None: all.
+        """
         queries = self.positions[part, None]
-        visible = torch.arange(self.length, device=queries.device) <= queries
+        keys = torch.arange(self.length, device=queries.device)
+        visible = keys <= queries
+        if window is not None:
+            visible &= keys > queries - window
         if self.documents is not None:
             visible &= self.documents[queries] == self.documents
         return visible

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from math import lcm
+from math import gcd, lcm
 
 from loongforge.components.llm.base import LLMConfig
 from loongforge.components.projector.base import ProjectorConfig
@@ -39,7 +39,7 @@ def small_copy(config: Config, layout: Layout, *, steps: int, limit: int) -> Sma
     """
     cut = cut_layout(config.model, layout, limit)
     small = deepcopy(config)
-    divisor = lcm(*(cut.parallel[name].tp or grid.tp for name, grid in layout.grids().items()))
+    divisor = lcm(cut.parallel["llm"].ep, *(cut.parallel[name].tp or grid.tp for name, grid in layout.grids().items()))
     llm, vision, projector = config.model.llm, config.model.vision, config.model.projector
     assert isinstance(llm, LLMConfig)
     stages = cut.parallel["llm"].pp
@@ -107,7 +107,9 @@ def _cut(layout: Layout, largest: dict[str, int]) -> Cut:
         tp, cp, pp = (min(grid.sizes[axis], largest.get(axis, grid.sizes[axis])) for axis in ("tp", "cp", "pp"))
         tp = next(size for size in range(tp, 0, -1) if len(ranks[name]) % size == 0)
         parallel[name] = ParallelConfig(tp=tp, cp=cp, pp=pp, ranks=sorted(numbers[rank] for rank in ranks[name]))
-    parallel["llm"].sequence_parallel = layout.sequence_parallel
+    llm_sizes = parallel["llm"]
+    llm_sizes.sequence_parallel = layout.sequence_parallel
+    llm_sizes.ep = gcd(layout.llm.ep, len(llm) // ((llm_sizes.tp or 1) * llm_sizes.pp))
     return Cut(len(numbers), parallel)
 
 

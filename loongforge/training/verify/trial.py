@@ -107,7 +107,9 @@ def _gradient(param: torch.nn.Parameter) -> torch.Tensor | None:
 def gather_gradient_shards(optimizers: Optimizers) -> None:
     """A distributed optimizer's rank has summed its own part of the gradients only: fetches the others'."""
     for part in optimizers.parts.values():
-        for group in part.ddp.bucket_groups if part.ddp.ddp_config.use_distributed_optimizer else ():
+        if not part.ddp.ddp_config.use_distributed_optimizer:
+            continue
+        for group in part.ddp.bucket_groups + part.ddp.expert_parallel_bucket_groups:
             ranks = group.intra_distributed_optimizer_instance_group
             for bucket in group.buckets:
                 shards = list(bucket.grad_data.chunk(ranks.size()))

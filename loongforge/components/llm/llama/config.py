@@ -1,4 +1,4 @@
-"""Llama-type decoders: Llama 2/3, Qwen2 (biases on q, k, v), Qwen3 (norms on q and k)."""
+"""Llama-type decoders: Llama 2/3, and with other settings Qwen2, Qwen3 and Mistral (`families.py`)."""
 
 from __future__ import annotations
 
@@ -7,28 +7,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loongforge.components.llm.base import LLMConfig
+from loongforge.components.llm.llama import sizes
+from loongforge.components.llm.llama.rope_scaling import RopeScalingConfig
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
     from loongforge.components.hf import NameMap
 
 
 @dataclass(kw_only=True)
-class RopeScalingConfig:
-    """Stretch of the rotary frequencies as in Llama 3.1 (transformers `_compute_llama3_parameters`)."""
-
-    rope_type: Literal["llama3"]
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(kw_only=True)
 class LlamaConfig(LLMConfig):
     """RMSNorm, rotary positions, grouped-query attention, SwiGLU (transformers `LlamaForCausalLM` and kin)."""
+
+    hf_model_types: ClassVar[tuple[str, ...]] = ("llama",)
+    hf_free: ClassVar[frozenset[str]] = frozenset({"max_seq_len", "vocab_size", "attention"})
 
     num_heads: int
     """Query heads."""
@@ -36,9 +31,6 @@ class LlamaConfig(LLMConfig):
     """Key and value heads, each shared by `num_heads / num_kv_heads` query heads."""
     mlp_hidden_size: int
     """Inner width of the feed-forward layers."""
-    hf_model_types: ClassVar[tuple[str, ...]] = ("llama", "qwen2", "qwen3")
-    hf_free: ClassVar[frozenset[str]] = frozenset({"max_seq_len", "vocab_size", "attention"})
-
     head_dim: int | None = None
     """Width of a head; null: hidden_size / num_heads."""
     rope_theta: float = 10000.0
@@ -53,6 +45,10 @@ class LlamaConfig(LLMConfig):
     """Biases on q, k and v (Qwen2)."""
     qk_norm: bool = False
     """RMSNorm on each head's q and k (Qwen3)."""
+    sliding_window: int | None = None
+    """Latest positions that a token attends to, its own included (Mistral 7B v0.1: 4096); null: all before it."""
+    window_layers: list[int] | None = None
+    """Layers, counted from 0, that have the sliding window; null: all."""
     attention: Literal["causal", "mmca"] = "causal"
     """What a token attends to. `mmca`: multi-modal causal attention (DeepSpeed-VisualChat): text to earlier text and to
     earlier images with a softmax each, image tokens to themselves alone."""
@@ -62,8 +58,32 @@ class LlamaConfig(LLMConfig):
         """Width of a head."""
         return self.head_dim or self.hidden_size // self.num_heads
 
-    def problems(self, tp: int, pp: int) -> list[str]:
+    @property
+    def windows(self) -> list[int | None]:
+        """The sliding window of each layer."""
+        chosen = range(self.num_layers) if self.window_layers is None else self.window_layers
+        return [self.sliding_window if layer in chosen else None for layer in range(self.num_layers)]
+
+    def feed_forward(self, layer: int) -> sizes.FeedForwardSizes:
+        """Sizes of a layer's feed-forward part."""
+        weights = 3 * self.hidden_size * self.mlp_hidden_size
+        return sizes.FeedForwardSizes(divided=weights, products=weights, kept=3 * self.mlp_hidden_size)
+
+    def problems(self, tp: int, pp: int, ep: int = 1) -> list[str]:
         """Sizes that do not fit one another or the layout."""
+        found = super().problems(tp, pp, ep) + self._own_problems()
+        for name in ("num_heads", "mlp_hidden_size"):
+            if getattr(self, name) % tp:
+                found.append(f"{name}={getattr(self, name)} cannot be divided over parallel.tp={tp}")
+        kv = self.num_kv_heads
+        if max(tp, kv) % min(tp, kv) or (self.num_heads + 2 * kv) * self.head_size % tp:
+            found.append(f"num_kv_heads={kv} cannot be divided over parallel.tp={tp}, nor be shared by its ranks")
+        if self.num_layers < pp:
+            found.append(f"num_layers={self.num_layers} are fewer than the stages of parallel.pp={pp}")
+        return found
+
+    def _own_problems(self) -> list[str]:
+        """Whatever the layout."""
         found = []
         if self.head_dim is None and self.hidden_size % self.num_heads:
             found.append(f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}")
@@ -71,16 +91,19 @@ class LlamaConfig(LLMConfig):
             found.append(f"head_dim={self.head_size} is odd; rotary positions need an even one")
         if self.num_heads % self.num_kv_heads:
             found.append(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
-        for name in ("num_heads", "num_kv_heads", "mlp_hidden_size", "vocab_size"):
-            if getattr(self, name) % tp:
-                found.append(f"{name}={getattr(self, name)} cannot be divided over parallel.tp={tp}")
-        if self.num_layers % pp:
-            found.append(f"num_layers={self.num_layers} cannot be divided over parallel.pp={pp}")
-        return found
+        if self.sliding_window is not None and self.sliding_window < 1:
+            found.append(f"sliding_window={self.sliding_window} must be at least 1, or null")
+        if self.sliding_window is not None and self.attention == "mmca":
+            found.append("attention=mmca has no sliding_window; allowed: null")
+        wrong = [layer for layer in self.window_layers or [] if not 0 <= layer < self.num_layers]
+        if wrong:
+            found.append(f"window_layers: {wrong[0]} is no layer; allowed: 0 .. {self.num_layers - 1}")
+        return found + (self.rope_scaling.problems() if self.rope_scaling else [])
 
-    def small_copy(self, *, num_layers: int, divisor: int) -> LlamaConfig:
+    def small_copy(self, *, num_layers: int, divisor: int) -> Self:
         """The same kind of decoder with heads of width 8."""
         heads = divisor * min(4, self.num_heads // self.num_kv_heads)
+        windowed = [layer for layer, window in enumerate(self.windows[:num_layers]) if window]
         return replace(
             self,
             num_layers=num_layers,
@@ -91,38 +114,23 @@ class LlamaConfig(LLMConfig):
             mlp_hidden_size=16 * heads,
             vocab_size=64 * divisor,
             max_seq_len=256,
+            sliding_window=8 if self.sliding_window else None,
+            window_layers=None if self.window_layers is None else windowed or [num_layers - 1],
             init_std=0.08,
             init_from=None,
         )
 
     def num_params(self) -> int:
         """Parameters of the whole model."""
-        query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        layer = self.hidden_size * (query + 2 * kv) + query * self.hidden_size
-        layer += 3 * self.hidden_size * self.mlp_hidden_size + 2 * self.hidden_size
-        layer += (query + 2 * kv) if self.qkv_bias else 0
-        layer += 2 * self.head_size if self.qk_norm else 0
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + embeddings + self.hidden_size
+        return sizes.num_params(self)
 
-    def params_on(self, tp: int, pp: int, stage: int) -> int:
+    def params_on(self, tp: int, pp: int, stage: int, ep: int = 1) -> int:
         """Parameters that a rank of a pipeline stage holds; norms are whole on every rank."""
-        query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        divided = self.hidden_size * (2 * query + 2 * kv) + 3 * self.hidden_size * self.mlp_hidden_size
-        divided += (query + 2 * kv) if self.qkv_bias else 0
-        whole = 2 * self.hidden_size + (2 * self.head_size if self.qk_norm else 0)
-        found = self.num_layers // pp * (divided // tp + whole)
-        embedding = self.vocab_size // tp * self.hidden_size
-        first, last = stage == 0, stage == pp - 1
-        found += embedding if first else 0
-        found += self.hidden_size + (0 if first and self.tie_embeddings else embedding) if last else 0
-        return found
+        return sizes.params_on(self, tp, pp, stage, ep)
 
     def kept_per_token(self, tp: int, *, sequence_parallel: bool) -> float:
         """In and out of both norms; q, k, v before and after rotation; attention; gate, up and their product."""
-        query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        residual = 4 * self.hidden_size / (tp if sequence_parallel else 1)
-        return residual + 3 * (query + kv + self.mlp_hidden_size) / tp
+        return sizes.kept_per_token(self, tp, sequence_parallel)
 
     @property
     def kv_width(self) -> int:
@@ -131,10 +139,7 @@ class LlamaConfig(LLMConfig):
 
     def flops(self, seq_len: int) -> float:
         """Forward FLOPs per token: weights of layers and output layer, causal attention at its mean length."""
-        query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        layer = self.hidden_size * (2 * query + 2 * kv) + 3 * self.hidden_size * self.mlp_hidden_size
-        attention = 2 * query * (seq_len + 1) / 2
-        return 2.0 * (self.num_layers * (layer + attention) + self.vocab_size * self.hidden_size)
+        return sizes.flops(self, seq_len)
 
     def flops_with_images(self, seq_len: float, image_share: float) -> float:
         """Likewise; where attention treats images apart, image tokens attend to nothing."""
@@ -159,8 +164,8 @@ class LlamaConfig(LLMConfig):
         return name_map(self)
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> LlamaConfig:
-        """From `config.json` of Llama, Qwen2 or Qwen3."""
+    def from_hf(cls, hf: Mapping[str, Any]) -> Self:
+        """From the `config.json` of the family."""
         from loongforge.components.llm.llama.hf_config import from_hf
 
         return from_hf(cls, hf)
@@ -171,6 +176,13 @@ class LlamaConfig(LLMConfig):
 
         return to_hf(self)
 
+    @property
+    def implementation(self) -> str:
+        """The types of `families.py` differ in their defaults only."""
+        return "llama"
+
     def settings(self, *, whole: bool) -> dict[str, Any]:
-        """With the width of a head spelled out."""
-        return {**super().settings(whole=whole), "head_dim": self.head_size}
+        """With the width of a head and the window of each layer spelled out."""
+        found = {**super().settings(whole=whole), "head_dim": self.head_size, "sliding_window": self.windows}
+        del found["window_layers"]
+        return found

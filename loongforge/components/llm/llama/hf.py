@@ -1,4 +1,4 @@
-"""Names of `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM` in transformers."""
+"""Names of `LlamaForCausalLM` and its kin in transformers, as their checkpoints have them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,19 @@ def name_map(config: LlamaConfig) -> NameMap:
         Rule(f"{layer}pre_mlp_layernorm.weight", (f"{theirs}post_attention_layernorm.weight",)),
         stacked(f"{layer}mlp.linear_fc1.weight", (f"{theirs}mlp.gate_proj.weight", f"{theirs}mlp.up_proj.weight")),
         Rule(f"{layer}mlp.linear_fc2.weight", (f"{theirs}mlp.down_proj.weight",)),
+        *_expert_rules(f"{layer}mlp.", f"{theirs}mlp."),
         Rule("decoder.final_layernorm.weight", ("norm.weight",)),
     ]
     rules.append(Rule("output_layer.weight", ("lm_head.weight",), prefixes=HEAD_PREFIXES))
     tied = {"lm_head.weight": "embed_tokens.weight"} if config.tie_embeddings else {}
     return NameMap(rules, PREFIXES, carried=CARRIED, tied=tied, growing=GROWING)
+
+
+def _expert_rules(ours: str, theirs: str) -> list[Rule]:
+    """Router and experts of one layer; transformers keeps experts apart on disk, whatever it does in memory."""
+    expert, name = f"{ours}experts.{{e}}.", f"{theirs}experts.{{e}}."
+    return [
+        Rule(f"{ours}gate.weight", (f"{theirs}gate.weight",)),
+        stacked(f"{expert}linear_fc1.weight", (f"{name}gate_proj.weight", f"{name}up_proj.weight")),
+        Rule(f"{expert}linear_fc2.weight", (f"{name}down_proj.weight",)),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,12 +16,50 @@ from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from loongforge.components.context import BuildContext
 from loongforge.components.llm.llama import rope
 from loongforge.components.llm.llama.config import LlamaConfig
+from loongforge.components.llm.llama.qwen3_moe import Qwen3MoeConfig
+from loongforge.components.llm.stages import stage_sizes
+from loongforge.components.sharding import pad_to
 from loongforge.components.transformer.attention import gather_chunks
 from loongforge.components.transformer.cross_entropy import vocab_parallel_losses
+from loongforge.components.transformer.experts import ExpertFeedForward, ExpertSizes
 from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
 from loongforge.components.transformer.linear import ColumnLinear
+from loongforge.components.transformer.mlp import FeedForward
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.kernels import ops
+
+
+def _window_sizes(config: LlamaConfig) -> dict[str, Any]:
+    """In megatron-core's words: positions before a token's own, and which layers have the window."""
+    if config.sliding_window is None:
+        return {}
+    chosen = [int(window is not None) for window in config.windows]
+    return {"window_size": (config.sliding_window - 1, 0), "window_attn_skip_freq": chosen}
+
+
+def _uneven_stages(num_layers: int, pp: int) -> dict[str, int]:
+    if num_layers % pp == 0:
+        return {}
+    first, *_, last = stage_sizes(num_layers, pp)
+    return {"num_layers_in_first_pipeline_stage": first, "num_layers_in_last_pipeline_stage": last}
+
+
+def _feed_forward(config: LlamaConfig, context: BuildContext, layer: int) -> type:
+    """The class of a layer's feed-forward part."""
+    if not isinstance(config, Qwen3MoeConfig) or not config.has_experts(layer):
+        return FeedForward.over(context.groups.tp)
+    sizes = ExpertSizes(
+        config.num_experts, config.experts_per_token, config.expert_hidden_size, config.norm_expert_weights
+    )
+    return ExpertFeedForward.over(context.groups, sizes)
+
+
+def _mixed_layers(config: LlamaConfig) -> dict[str, bool]:
+    """Checkpoints stack layers of one kind into one tensor; layers of two kinds are kept apart."""
+    if not isinstance(config, Qwen3MoeConfig):
+        return {}
+    kinds = {config.has_experts(layer) for layer in range(config.num_layers)}
+    return {"hetereogenous_dist_checkpoint": len(kinds) > 1}
 
 
 class LlamaModel(LanguageModule):
@@ -44,33 +83,49 @@ class LlamaModel(LanguageModule):
             qk_layernorm=config.qk_norm,
             normalization="RMSNorm",
             layernorm_epsilon=config.norm_eps,
+            **_window_sizes(config),
+            **_uneven_stages(config.num_layers, context.pp),
+            **_mixed_layers(config),
         )
         super().__init__(sizes, context.groups)
         self.vocab_size = config.vocab_size
+        padded = -(-config.vocab_size // context.tp) * context.tp
         self.separates_images = config.attention == "mmca"
         self.pre_process, self.post_process = context.first_stage, context.last_stage
         self.share_embeddings_and_output_weights = config.tie_embeddings
         self.register_buffer("rope_frequencies", rope.inverse_frequencies(config), persistent=False)
+        self.rope_scale = config.rope_scaling.scale if config.rope_scaling else 1.0
         if self.pre_process:
             self.embedding = LanguageModelEmbedding(
                 sizes,
-                config.vocab_size,
+                padded,
                 config.max_seq_len,
                 position_embedding_type="none",
                 scatter_to_sequence_parallel=True,
                 tp_group=context.groups.tp,
             )
         self.cp_group = context.groups.cp
-        self.decoder = transformer_block(sizes, context, causal=True, qk_norm=config.qk_norm)
+        feed_forward = functools.partial(_feed_forward, config, context)
+        self.decoder = transformer_block(sizes, context, causal=True, qk_norm=config.qk_norm, feed_forward=feed_forward)
         if self.post_process:
-            self.output_layer = self._output_layer(config, context)
+            self.output_layer = self._output_layer(config, context, padded)
         self.setup_embeddings_and_output_layer()
+        self.is_padded = padded > config.vocab_size
+        if self.is_padded:
+            self._note_padding()
 
-    def _output_layer(self, config: LlamaConfig, context: BuildContext) -> ColumnLinear:
+    def _note_padding(self) -> None:
+        """Tensor-parallel ranks hold rows of the same number, the last ones of no token."""
+        if self.pre_process:
+            pad_to(self.embedding.word_embeddings.weight, self.vocab_size)
+        if self.post_process and self.output_layer.weight is not None:
+            pad_to(self.output_layer.weight, self.vocab_size)
+
+    def _output_layer(self, config: LlamaConfig, context: BuildContext, rows: int) -> ColumnLinear:
         """It sees the chosen positions of all ranks, so it neither gathers nor scatters the sequence itself."""
         layer = ColumnLinear(
             config.hidden_size,
-            config.vocab_size,
+            rows,
             config=self.config,
             init_method=torch.nn.init.zeros_,
             bias=False,
@@ -120,7 +175,7 @@ class LlamaModel(LanguageModule):
         Returns:
             Hidden states `[S, B, H]` of this rank's positions; under sequence parallelism its part of them.
         """
-        rotary = rope.cos_sin(self.rope_frequencies, view.within_document)
+        rotary = rope.cos_sin(self.rope_frequencies, view.within_document) * self.rope_scale
         return self.decoder(embeddings, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=view)
 
     def whole(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -146,12 +201,18 @@ class LlamaModel(LanguageModule):
             gathered: `hidden` is from `whole`.
 
         Returns:
-            `[T, vocabulary / tp]`: this rank's part of the vocabulary.
+            `[T, vocabulary / tp]`: this rank's part of the vocabulary; minus infinity where the last rank's part is
+            padding.
         """
         hidden = hidden if gathered else self._gather_parts(hidden)
         chosen = hidden.flatten(0, 1).index_select(0, rows)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)
+        logits = self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)
+        width = logits.shape[-1]
+        real = self.vocab_size - self.tp_group.rank() * width
+        if real >= width:
+            return logits
+        return logits.masked_fill(torch.arange(width, device=logits.device) >= real, -torch.inf)
 
     def losses(self, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of chosen positions in nats; their logits need never exist. Last stage only.
@@ -164,6 +225,8 @@ class LlamaModel(LanguageModule):
         Returns:
             float32 `[T]`.
         """
+        if self.is_padded:
+            return self.token_losses(self.logits(hidden, rows), targets)
         chosen = self._gather_parts(hidden).flatten(0, 1).index_select(0, rows)
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
