@@ -157,8 +157,7 @@ def test_text_only_recipe(tmp_path: Path) -> None:
 
 def test_shuffled_images_teach_little(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The score comes from the images: with each sample's images exchanged for another's, it stays far below."""
-    from loongforge.training import run_setup
-    from loongforge.training.run_setup import Setup
+    from loongforge.model.execution import Runner
 
     learn = [
         "trainer.steps=160",
@@ -167,15 +166,16 @@ def test_shuffled_images_teach_little(run: Run, monkeypatch: pytest.MonkeyPatch)
         "trainer.eval_samples=300",
     ]
     honest = _last_score(run("honest", *learn))
-    real = Setup.to_device
-    monkeypatch.setattr(run_setup.Setup, "to_device", lambda self, batch: real(self, _rolled(batch)))
+    real = Runner.train
+    monkeypatch.setattr(Runner, "train", lambda self, batches, number: real(self, _rolled(batches), number))
     shuffled = _last_score(run("shuffled", *learn))
     assert honest > shuffled + 0.1, (honest, shuffled)
 
 
-def _rolled(batch: Any) -> Any:
-    batch.images = batch.images.roll(7, 0)
-    return batch
+def _rolled(by_replica: Any) -> Any:
+    for batch in by_replica[0]:
+        batch.images = batch.images.roll(7, 0)
+    return by_replica
 
 
 def _last_score(run_dir: Path) -> float:
