@@ -265,8 +265,6 @@ class LoggingConfig:
 
 
 @dataclass(kw_only=True)
-
-
 @dataclass(kw_only=True)
 class RunConfig:
     """Where the run lives."""

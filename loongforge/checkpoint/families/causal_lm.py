@@ -18,9 +18,12 @@ class CausalLM(Family):
 
     @property
     def model_types(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of all registered language models."""
+        """Those of all registered language models that transformers has alone, not as a part of a VLM only."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ALONE
+
         types = [lookup("llm", name) for name in names("llm")]
-        return tuple(found for cls in types if issubclass(cls, FamilyConfig) for found in cls.hf_model_types)
+        covered = (found for cls in types if issubclass(cls, FamilyConfig) for found in cls.hf_model_types)
+        return tuple(found for found in covered if found in ALONE)
 
     def sections(self, hf: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         """One component."""
