@@ -12,6 +12,7 @@ from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.checkpoint.hf_source import Finding, HFSource
 from loongforge.components.base import FamilyConfig
 
+_NUMBER = re.compile(r"\.\d+\.")
 _MOST = 6
 """Problems that one message lists."""
 
@@ -60,6 +61,26 @@ def carried(source: HFSource) -> dict[str, str]:
     return {name: bare for name, bare in names.items() if bare is not None}
 
 
+def incomplete(source: HFSource, finding: Finding) -> list[str]:
+    """Tensors that are missing or of another shape in what is kept aside: layers above the features, a last norm."""
+    stored = source.folder.tensors
+    aside = {bare: name for name, bare in carried(source).items()}
+    layers = {_general(bare): stored[name].shape for bare, name in finding.taken.items() if _general(bare) != bare}
+    wanted = dict(source.names.neutral)
+    for bare in aside:
+        if _general(bare) in layers:
+            number = _NUMBER.findall(bare)[0]
+            wanted |= {kind.replace(".{i}.", number): shape for kind, shape in layers.items()}
+    missing = [bare for bare in wanted if bare not in aside]
+    wrong = {
+        aside[bare]: shape for bare, shape in wanted.items() if bare in aside and stored[aside[bare]].shape != shape
+    }
+    return [f"{source.folder.main_file} has no tensor '{source.likely(bare)}'" for bare in missing] + [
+        f"{stored[name].file}: tensor '{name}' has shape {list(stored[name].shape)}, the recipe makes it {list(shape)}"
+        for name, shape in wrong.items()
+    ]
+
+
 def tied_copies(source: HFSource, finding: Finding) -> dict[str, str]:
     """Names in the folder that hold a second copy of a tied tensor -> the bare name of the tensor."""
     return {
@@ -86,7 +107,7 @@ def untied(source: HFSource, finding: Finding) -> list[str]:
 
 def _equal(folder: HFFolder, one: str, other: str) -> bool:
     a, b = folder.tensors[one], folder.tensors[other]
-    if a.shape != b.shape or not a.shape:
+    if a.shape != b.shape or a.dtype != b.dtype or not a.shape:
         return False
     step = max(1, (64 << 20) // max(1, a.nbytes // a.shape[0]))
     return all(
@@ -103,6 +124,8 @@ def mixed_types(source: HFSource, finding: Finding) -> list[str]:
     kinds: dict[str, list[str]] = defaultdict(list)
     for bare, name in finding.taken.items():
         kinds[_kind(source, bare)].append(name)
+    for name, bare in carried(source).items():
+        kinds[_kind(source, bare)].append(name)
     problems = []
     for names in kinds.values():
         types = {name: source.folder.tensors[name].dtype for name in names}
@@ -118,11 +141,15 @@ def mixed_types(source: HFSource, finding: Finding) -> list[str]:
 
 def _kind(source: HFSource, bare: str) -> str:
     """What a tensor is in every layer; what is joined into one parameter is of one kind."""
-    general = re.sub(r"\.\d+\.", ".{i}.", bare)
+    general = _general(bare)
     for number, rule in enumerate(source.names.rules):
         if general in rule.theirs or bare in rule.theirs:
             return str(number)
     return general
+
+
+def _general(bare: str) -> str:
+    return _NUMBER.sub(".{i}.", bare)
 
 
 def listed(problems: list[str]) -> str:

@@ -54,12 +54,18 @@ class HFFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
+        headers: dict[Path, dict[str, StoredTensor]] = {}
         for file, names in self._files().items():
             found = _header(file)
             for name in found if names is None else names:
                 if name not in found:
                     raise UserError(f"{file} has no tensor '{name}', which {INDEX} says it has")
                 self.tensors[name] = found[name]
+            headers[file] = found
+        for file, found in headers.items():
+            for name in found:
+                if name not in self.tensors:
+                    raise UserError(f"{file}: tensor '{name}' is not in {INDEX}")
         self._open: tuple[Path, int] | None = None
 
     @staticmethod
@@ -178,23 +184,30 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"cannot read {file}: {error}") from error
-    header.pop("__metadata__", None)
     try:
+        header.pop("__metadata__", None)
         return _entries(file, header, 8 + length, size)
-    except (KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{file} is no whole safetensors file: its header says {error!r}") from error
 
 
 def _entries(file: Path, header: dict[str, Any], begin: int, size: int) -> dict[str, StoredTensor]:
     """What a header says, checked against the file's size; `begin` is the first byte after it."""
-    found = {}
+    found, last, covered = {}, "", 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         first, end = entry["data_offsets"]
+        if first != covered:
+            raise UserError(f"{file}: tensor '{name}' begins at byte {first} of the data; '{last}' ends at {covered}")
+        last, covered = name, end
         if begin + end > size:
             raise UserError(f"{file} is torn: tensor '{name}' ends at byte {begin + end}, the file at {size}")
         found[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), begin + first)
         if entry["dtype"] in DTYPES and found[name].nbytes != end - first:
             raise UserError(f"{file}: tensor '{name}' of shape {entry['shape']} has {end - first} bytes")
+    if begin + covered != size:
+        raise UserError(f"{file} has {size - begin - covered} bytes that no tensor has")
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from loongforge.checkpoint.families.base import Family, component_from_hf
 from loongforge.checkpoint.families.registry import families, family_of
-from loongforge.checkpoint.hf_checks import left_over, listed, mixed_types, setting_differences, untied
+from loongforge.checkpoint.hf_checks import incomplete, left_over, listed, mixed_types, setting_differences, untied
 from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.checkpoint.hf_source import Finding, HFSource
 from loongforge.components.base import FamilyConfig
@@ -37,7 +37,7 @@ class HFImport:
         problems = [line for finding in findings.values() for line in finding.problems]
         problems += left_over(found, self.owns)
         for source, finding in found.values():
-            problems += mixed_types(source, finding)
+            problems += incomplete(source, finding) + mixed_types(source, finding)
         return problems or [line for source, finding in found.values() for line in untied(source, finding)]
 
 
@@ -62,7 +62,10 @@ def import_whole(model: ModelConfig, path: Path) -> HFImport:
         assert isinstance(part, FamilyConfig) and isinstance(other, FamilyConfig)
         differences += setting_differences(name, part, other, whole=True, path=path)
     _require_equal(differences, path)
-    sources = {name: HFSource(folder, family.name_map(name, part), name) for name, part in ours.items()}
+    sources = {
+        name: HFSource(folder, family.name_map(name, part), name, _vocabulary(theirs[name]))
+        for name, part in ours.items()
+    }
     return HFImport(path, config, sources, lambda name: True, family)
 
 
@@ -76,16 +79,17 @@ def import_component(name: str, component: ComponentConfig, path: Path) -> HFImp
     assert isinstance(component, FamilyConfig)
     family = next((f for f in families() if config.get("model_type") in f.model_types), None)
     sections = family.sections(config) if family is not None else {}
-    section = sections.get(name, config)
+    section, rows = sections.get(name, config), None
     if "model_type" in config:
         theirs = component_from_hf(name, section)
         assert isinstance(theirs, FamilyConfig)
         _require_equal(setting_differences(name, component, theirs, whole=False, path=path), path)
+        rows = _vocabulary(theirs)
     if family is not None and len(sections) > 1:
         owner = family.owner
-        source = HFSource(folder, family.name_map(name, component), name)
+        source = HFSource(folder, family.name_map(name, component), name, rows)
         return HFImport(path, config, {name: source}, lambda tensor: owner(tensor) == name, None)
-    source = HFSource(folder, component.name_map(), name)
+    source = HFSource(folder, component.name_map(), name, rows)
     alone = "model_type" in config and "vision_config" not in config
     return HFImport(path, config, {name: source}, lambda tensor: alone or _in_a_layer(source, tensor), None)
 
@@ -100,6 +104,10 @@ def _in_a_layer(source: HFSource, tensor: str) -> bool:
         if prefix
     }
     return tensor.startswith(tuple(starts))
+
+
+def _vocabulary(component: ComponentConfig) -> int | None:
+    return getattr(component, "vocab_size", None)
 
 
 def _open(path: Path) -> tuple[HFFolder, dict[str, Any]]:

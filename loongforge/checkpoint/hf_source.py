@@ -36,10 +36,11 @@ class HFSource:
         folder: Where its tensors are.
         names: Their names there.
         component: `vision`, `projector` or `llm`, for messages.
+        rows: The vocabulary that `config.json` states; None: it states none.
     """
 
-    def __init__(self, folder: HFFolder, names: NameMap, component: str) -> None:
-        self.folder, self.names, self.component = folder, names, component
+    def __init__(self, folder: HFFolder, names: NameMap, component: str, rows: int | None = None) -> None:
+        self.folder, self.names, self.component, self.rows = folder, names, component, rows
 
     def spellings(self, bare: str) -> list[str]:
         """Every name under which the folder may hold a tensor of a kind that only has one in a layer."""
@@ -64,7 +65,7 @@ class HFSource:
     def _check_one(self, finding: Finding, bare: str, rule: Rule, wanted: torch.Size) -> None:
         name = self.find(bare, rule)
         if name is None:
-            finding.problems.append(f"{self.folder.main_file} has no tensor '{self._likely(bare, rule)}'")
+            finding.problems.append(f"{self.folder.main_file} has no tensor '{self.likely(bare, rule)}'")
             return
         finding.taken[bare] = name
         stored = self.folder.tensors[name]
@@ -74,13 +75,18 @@ class HFSource:
         if stored.shape == tuple(wanted):
             return
         grows = bare in self.names.growing and len(stored.shape) == 2 and stored.shape[1:] == tuple(wanted[1:])
+        if grows and self.rows not in (None, stored.shape[0]):
+            finding.problems.append(
+                f"{where} has shape {list(stored.shape)}, but config.json says vocab_size={self.rows}"
+            )
+            return
         if grows and stored.shape[0] < wanted[0]:
             finding.grown[name] = stored.shape[0], wanted[0]
             return
         hint = "; a vocabulary can grow, not shrink" if grows else ""
         finding.problems.append(f"{where} has shape {list(stored.shape)}, the recipe makes it {list(wanted)}{hint}")
 
-    def _likely(self, bare: str, rule: Rule) -> str:
+    def likely(self, bare: str, rule: Rule | None = None) -> str:
         """The name that a missing tensor would have, in the spelling of those that are there."""
         spellings = self.names.spellings(bare, rule)
         heads = {name: name.removesuffix(bare) for name in spellings}

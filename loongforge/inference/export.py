@@ -39,6 +39,7 @@ from loongforge.config.schema import ComponentConfig, Config, ModelConfig
 from loongforge.data.tokenizer import load_tokenizer
 from loongforge.kernels.backend import select
 from loongforge.model.assembly import build_model, component_configs
+from loongforge.model.checks import require_sizes
 from loongforge.model.flops import image_tokens
 from loongforge.model.hf_weights import check_hf_weights
 from loongforge.parallel.groups import make_groups
@@ -98,7 +99,9 @@ def _folder_weights(config: Config, path: Path) -> Iterator[tuple[dict[str, Weig
     """Of a Hugging Face folder, after the checks of an import."""
     backend = select(config.backend)
     with joined_world(backend), tempfile.TemporaryDirectory(prefix="loongforge-") as aside:
-        groups = make_groups(Layout.from_model(config.model, 1), backend.dist_backend, seed=config.trainer.seed)
+        layout = Layout.from_model(config.model, 1)
+        require_sizes(config.model, layout)
+        groups = make_groups(layout, backend.dist_backend, seed=config.trainer.seed)
         model = build_model(config, groups, image_token=0 if config.model.vision is not None else None)
         wanted = import_whole(config.model, path)
         findings = check_hf_weights(model, wanted)

@@ -20,8 +20,27 @@ def check_model(config: Config, layout: Layout, *, trains: bool = True) -> None:
         trains: Check the batches of training as well.
     """
     found = problems(config, layout) if trains else model_problems(config.model, layout)
+    _refuse(found)
+
+
+def require_sizes(model: ModelConfig, layout: Layout) -> None:
+    """Raises one UserError that lists sizes of language model and encoder that do not fit one another."""
+    _refuse(_part_problems(model, layout))
+
+
+def _refuse(found: list[str]) -> None:
     if found:
         raise UserError("The model cannot be built:\n" + "\n".join(f"  - {line}" for line in found))
+
+
+def _part_problems(model: ModelConfig, layout: Layout) -> list[str]:
+    """Of the language model and the encoder, each by itself."""
+    assert isinstance(model.llm, LLMConfig)
+    found = [f"model.llm.{line}" for line in model.llm.problems(layout.llm.tp, layout.llm.pp, layout.llm.ep)]
+    if isinstance(model.vision, VisionConfig):
+        tp = layout.vision.tp if layout.vision else 1
+        found += [f"model.vision.{line}" for line in model.vision.problems(tp)]
+    return found
 
 
 def problems(config: Config, layout: Layout) -> list[str]:
@@ -33,12 +52,11 @@ def model_problems(model: ModelConfig, layout: Layout) -> list[str]:
     """Sizes that do not fit one another or the layout, each with its key."""
     vision, projector, llm = model.vision, model.projector, model.llm
     assert isinstance(llm, LLMConfig)
-    found = [f"model.llm.{line}" for line in llm.problems(layout.llm.tp, layout.llm.pp, layout.llm.ep)]
+    found = _part_problems(model, layout)
     if (vision is None) != (projector is None):
         missing = "projector" if projector is None else "vision"
         found.append(f"model.{missing} is missing: vision and projector come together, or neither for text only")
     if isinstance(vision, VisionConfig) and isinstance(projector, ProjectorConfig):
-        found += [f"model.vision.{line}" for line in vision.problems(layout.vision.tp if layout.vision else 1)]
         sizes = dict(input_size=vision.output_size, output_size=llm.hidden_size)
         tp = layout.projector.tp if layout.projector else 1
         found += [f"model.projector.{line}" for line in projector.problems(tp, **sizes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import shutil
@@ -17,6 +18,8 @@ from tests.hf.folders import Tensors, edit, edit_config, make_folder
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 UP = "model.layers.2.mlp.up_proj.weight"
+ABOVE = "vision_tower.encoder.layers.2.mlp.fc1.bias"
+LAST = "vision_tower.post_layernorm.weight"
 
 
 def _tensors(change: Callable[[Tensors], Any]) -> Callable[[Path], None]:
@@ -50,6 +53,37 @@ def _other_head(tensors: Tensors) -> None:
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
 
 
+def _header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Another header over the same bytes."""
+
+    def damage(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        content = file.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:end])
+        text = json.dumps(change(header) or header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+    return damage
+
+
+def _more_bytes(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as stream:
+        stream.write(b"more")
+
+
+def _integer_head(tensors: Tensors) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].int()
+
+
+def _short_table(tensors: Tensors) -> None:
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:-1].clone()
+
+
+def _share_bytes(header: dict[str, Any]) -> None:
+    header[Q]["data_offsets"] = header[UP]["data_offsets"]
+
+
 FILE = r".*model\.safetensors"
 FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "missing": ("llama", _tensors(lambda t: t.pop(Q)), rf"{FILE} has no tensor '{Q}'"),
@@ -66,6 +100,26 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "integers": ("llama", _tensors(lambda t: t.update({Q: t[Q].int()})), f"{FILE}: tensor '{Q}' has type I32"),
     "untied": ("llama tied", _tensors(_other_head), f"{FILE}: tensor 'lm_head.weight' differs from 'model.embed_tok"),
     "no head": ("llama", _tensors(lambda t: t.pop("lm_head.weight")), "has no tensor 'lm_head.weight'"),
+    "head of integers": ("llama tied", _tensors(_integer_head), f"{FILE}: tensor 'lm_head.weight' differs from"),
+    "short table": ("llama", _tensors(_short_table), f"{FILE}: tensor 'model.embed_tokens.weight' .* vocab_size=128"),
+    "header of another kind": ("llama", _header(lambda h: [1]), f"{FILE} is no whole safetensors file"),
+    "offsets": ("llama", _header(lambda h: h[Q].update(data_offsets=[0, 1, 2])), f"{FILE} is no whole"),
+    "overlap": ("llama", _header(_share_bytes), f"{FILE}: tensor '.*' begins at byte"),
+    "more bytes": ("llama", _more_bytes, f"{FILE} has 4 bytes that no tensor has"),
+    "missing above the features": ("llava", _tensors(lambda t: t.pop(ABOVE)), f"{FILE} has no tensor '{ABOVE}'"),
+    "shape above the features": (
+        "llava",
+        _tensors(lambda t: t.update({ABOVE: t[ABOVE][1:].clone()})),
+        rf"{FILE}: tensor '{ABOVE}' has shape \[127\], .* \[128\]",
+    ),
+    "type above the features": (
+        "llava",
+        _tensors(lambda t: t.update({ABOVE: t[ABOVE].half()})),
+        f"{FILE}: tensor '{ABOVE}' has type F16",
+    ),
+    "last norm": ("llava", _tensors(lambda t: t.pop(LAST)), f"{FILE} has no tensor '{LAST}'"),
+    "heads": ("llama", _config(num_key_value_heads=3), "num_heads=4 is not a multiple of num_kv_heads=3"),
+    "features": ("llava", _config(vision_feature_layer=-9), "feature_layer=-9 does not exist"),
     "pickles": ("llama", _only_pickles, r"pytorch_model\.bin is a pickle"),
     "disguise": ("llama", _pickle_in_disguise, f"{FILE} is no whole safetensors file"),
     "bias": ("llama", _config(attention_bias=True), "attention_bias=True is not covered"),
@@ -103,6 +157,17 @@ def test_shard_that_is_missing_is_named(whole: Path, tmp_path: Path, capsys: Any
     lost.unlink()
     assert main(["export", "--checkpoint", str(tmp_path / "folder"), "--out", str(tmp_path / "out")]) == 2
     assert lost.name in capsys.readouterr().err
+
+
+def test_tensor_of_a_shard_that_the_index_omits_is_named(tmp_path: Path, capsys: Any) -> None:
+    make_folder(tmp_path / "folder", "llama", max_shard_size="100KB")
+    index = tmp_path / "folder" / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    file = table["weight_map"].pop(Q)
+    index.write_text(json.dumps(table))
+    assert main(["export", "--checkpoint", str(tmp_path / "folder"), "--out", str(tmp_path / "out")]) == 2
+    assert f"{file}: tensor '{Q}' is not in {index.name}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_norms_of_another_type_are_fine(whole: Path, tmp_path: Path) -> None:
