@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.repo.files import REPO, python_files, repo_files, source_modules
 
 _MAX_FILE, _MAX_FUNCTION = 400, 80
@@ -23,6 +25,20 @@ def test_files_and_functions_are_short() -> None:
             problems.append(f"{file}: {lines} lines, at most {_MAX_FILE}; give a part of it a file of its own")
         problems += [f"{file}:{f.lineno}: {f.name} has more than {_MAX_FUNCTION} lines" for f in _long_functions(text)]
     assert not problems, "\n".join(problems)
+
+
+def _parse_as_oldest_python(text: str) -> None:
+    ast.parse(text, feature_version=(3, 10))  # `requires-python` of pyproject.toml
+
+
+def test_syntax_is_that_of_the_oldest_python() -> None:
+    for file in python_files():
+        _parse_as_oldest_python(file.read_text(encoding="utf-8"))
+
+
+def test_newer_syntax_is_recognised() -> None:
+    with pytest.raises(SyntaxError):
+        _parse_as_oldest_python("try:\n    pass\nexcept* ValueError:\n    pass\n")
 
 
 def _long_functions(text: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
