@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ def total(shapes: Shapes, name: str) -> int:
 
 def sizes(shapes: Shapes, name: str) -> np.ndarray:
     """int64 `[n]`: one of the sizes of each."""
+    import numpy as np  # configs import this file, and answer at once without numpy
+
     return np.array([getattr(shape, name) for shape in shapes], np.int64)
 
 
@@ -53,6 +57,8 @@ def expand(chosen: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     Returns:
         int64: the rows of the first chosen run, of the second ...
     """
+    import numpy as np
+
     starts = np.cumsum(lengths) - lengths
     mine = lengths[chosen]
     within = np.arange(mine.sum()) - np.repeat(np.cumsum(mine) - mine, mine)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from loongforge.cli.main import VERBS, main
+from loongforge.components.registry import names
 
 Capture = pytest.CaptureFixture[str]
 
@@ -115,7 +116,8 @@ def test_run_dir_is_a_file(capsys: Capture, tmp_path: Path) -> None:
 def test_components_and_backends_for_machines(capsys: Capture) -> None:
     assert main(["components", "list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["vision"]["types"] == ["clip_vit", "siglip_vit"]
+    assert found["vision"]["types"] == names("vision")
+    assert {"clip_vit", "internvit", "qwen2_5_vit", "siglip_vit"} <= set(found["vision"]["types"])
     assert "qwen3_8b" in found["llm"]["configs"]
     assert main(["backends", "--json"]) == 0
     assert any(backend["name"] == "cpu" and backend["available"] for backend in json.loads(capsys.readouterr().out))
