@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.core import CONFIG_FNAME
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.strategies import torch as strategies
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonLoadStrategy
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.tensor_table import as_metadata, load_safely, read_table, write_table
 from loongforge.config.errors import UserError
 
@@ -150,6 +152,7 @@ def read_state(template: dict[str, Any], path: Path) -> dict[str, Any]:
         template: As given to `write_state`, of the layout that reads; values are overwritten.
         path: A folder that `write_state` wrote under any layout.
     """
+    read_json(path / CONFIG_FNAME)  # megatron-core does not name the file where it cannot read it
     try:
         with _quiet():
             return dist_checkpointing.load(
@@ -164,8 +167,13 @@ def read_state(template: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def stored_names(path: Path) -> set[str]:
     """Names of the tensors in a folder that `write_state` wrote."""
+    return set(_stored(path))
+
+
+def _stored(path: Path) -> dict[str, ShardedTensor]:
+    read_json(path / CONFIG_FNAME)
     with _quiet():
-        return set(dist_checkpointing.load_tensors_metadata(str(path), _SafeLoad()))
+        return dict(dist_checkpointing.load_tensors_metadata(str(path), _SafeLoad()))
 
 
 def differences(template: dict[str, Any], path: Path, *, same_vocabulary: bool = False) -> list[str]:
@@ -177,8 +185,7 @@ def differences(template: dict[str, Any], path: Path, *, same_vocabulary: bool =
         same_vocabulary: Tensors with a row for each token (megatron-core says `allow_shape_mismatch`) differ in
             padding at most.
     """
-    with _quiet():
-        stored = dist_checkpointing.load_tensors_metadata(str(path), _SafeLoad())
+    stored = _stored(path)
     found = []
     for tensor in nested_values(template):
         if not isinstance(tensor, ShardedTensor):

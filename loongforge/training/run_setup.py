@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from loongforge import __version__
 from loongforge.checkpoint import rng
+from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.families.registry import family_for
 from loongforge.checkpoint.hf_origin import FOLDER
 from loongforge.checkpoint.lifecycle import Checkpoint, CheckpointStore, resolve
@@ -142,7 +143,7 @@ class Setup:
         self._note_kernels(checkpoint)
         self.notes.append(f"going on after step {checkpoint.step} from {checkpoint.path}")
         if checkpoint.meta["layout"] == self._layout():
-            rng.restore(json.loads((checkpoint.path / f"rng_{self.world.rank}.json").read_text()))
+            rng.restore(read_json(checkpoint.path / f"rng_{self.world.rank}.json"))
         else:
             self.notes.append(
                 "the layout has changed: random states start anew (the order of the data does not depend on them)"

@@ -140,3 +140,15 @@ def test_no_code_unpickles() -> None:
         if isinstance(node, ast.Call) and _unpickles(node)
     ]
     assert set(found) <= OWN_PROCESSES
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "rng_0.json"])
+def test_a_table_that_is_a_pickle_is_named(name: str, run: Path, tmp_path: Path, capsys: Any) -> None:
+    """Where a run goes on."""
+    shutil.copytree(run / "run", tmp_path / "run")
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step_*")
+    (checkpoint / name).write_bytes(_zip_of(Payload(tmp_path / "ran")))
+    _describe_again(checkpoint)
+    assert main([*_train(run, tmp_path / "run"), "trainer.steps=2"]) == 2
+    assert f"cannot read {checkpoint / name}" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()

@@ -38,3 +38,9 @@ def test_generate_from_a_folder(folder: Path, tmp_path: Path, capfd: Any) -> Non
     assert main(["generate", *arguments, "--max-new-tokens", "4"]) == 0
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
     assert 0 < len(json.loads(lines[-1])["tokens"]) <= 4
+
+
+def test_images_may_be_smaller_than_the_checkpoint_says(tmp_path: Path) -> None:
+    make_folder(tmp_path / "given", "qwen2_vl")
+    arguments = ["--checkpoint", str(tmp_path / "given"), "--out", str(tmp_path / "out")]
+    assert main(["export", *arguments, "model.vision.max_pixels=12544"]) == 0

@@ -20,13 +20,10 @@ if TYPE_CHECKING:
 class QwenViTConfig(AnySizeVisionConfig):
     """What both have in common: pre-norm layers without a last norm, each frame attending to itself."""
 
-    hf_free: ClassVar[frozenset[str]] = frozenset({"image_size"})
-    hf_whole: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("image_mean", "image_std", "image_resize"),
-            *("min_pixels", "max_pixels", "min_video_pixels", "max_video_pixels"),
-        }
+    hf_free: ClassVar[frozenset[str]] = frozenset(
+        {"image_size", "min_pixels", "max_pixels", "min_video_pixels", "max_video_pixels"}
     )
+    hf_whole: ClassVar[frozenset[str]] = frozenset({"image_mean", "image_std", "image_resize"})
 
     patch_size: int = 14
     image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
