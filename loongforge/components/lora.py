@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from loongforge.components.hf import NameMap
 from loongforge.components.sharding import full_shape, global_names, is_gated, take_shard
+from loongforge.components.trainable import ALL_LINEAR, is_adapted
 from loongforge.components.transformer.lora import Adaptable, LowRank
 from loongforge.config.errors import UserError, did_you_mean
 from loongforge.config.schema import LoraConfig
 
-ALL = "all-linear"
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -46,7 +45,7 @@ def add_adapters(
     layers = list(_adaptable(module, name_map))
     _require_matches(settings.targets, [name for _, _, names in layers for name in names], module, component)
     for global_name, linear, names in layers:
-        wanted = [_is_target(name, settings.targets) for name in names]
+        wanted = [is_adapted(name, settings.targets) for name in names]
         if any(wanted):
             owners = _owners(global_name, linear, module, name_map, wanted, group)
             linear.lora = LowRank(linear, settings, owners, sum(wanted))
@@ -64,24 +63,16 @@ def _adaptable(module: torch.nn.Module, name_map: NameMap | None) -> Iterator[tu
             yield weight, part, [n.removesuffix(".weight") for n in names]
 
 
-def _is_target(name: str, targets: Iterable[str]) -> bool:
-    """Whether a layer's name, without what stands before it in a whole model, ends with a target; `*` is anything."""
-    return any(
-        target == ALL or fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}") or target.endswith(f".{name}")
-        for target in targets
-    )
-
-
 def _require_matches(targets: list[str], here: list[str], module: torch.nn.Module, component: str) -> None:
     """Other pipeline stages hold other layers, of the same kinds."""
     numbers = range(getattr(module.config, "num_layers", 1))
     everywhere = {_LAYER.sub(str(i), name, count=1) for name in here for i in numbers}
     kinds = sorted({name.rpartition(".")[2] for name in here})
     for target in targets:
-        if not any(_is_target(name, [target]) for name in everywhere):
+        if not any(is_adapted(name, [target]) for name in everywhere):
             raise UserError(
                 f"model.{component}.lora.targets: no linear layer's name ends with '{target}'."
-                f"{did_you_mean(target, kinds)} Allowed: {ALL}, {', '.join(kinds)}, or longer ends of such names"
+                f"{did_you_mean(target, kinds)} Allowed: {ALL_LINEAR}, {', '.join(kinds)}, or longer ends of such names"
             )
 
 
@@ -118,7 +109,7 @@ def _parts(
     theirs = [[name.removesuffix(".weight") for name in candidates] for candidates in names.sources(weight)]
     bare = [name.removesuffix(".weight") for name in names.bare_names(weight)]
     for name, spellings, b in zip(bare, theirs, names.find(weight)[0].split(full[f"{prefix}lora.b"]), strict=True):
-        yield spellings, next(adapters) if _is_target(name, settings.targets) else None, b
+        yield spellings, next(adapters) if is_adapted(name, settings.targets) else None, b
 
 
 def _adapted_weights(full: Mapping[str, torch.Tensor]) -> list[str]:

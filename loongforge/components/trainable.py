@@ -1,4 +1,7 @@
-"""Which parameters of a component train: its `freeze`, and the patterns of its `train`. No torch here."""
+"""Which parameters of a component train: its `freeze`, and the patterns of its `train`; which layers are adapted.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from loongforge.config.errors import did_you_mean
 from loongforge.config.schema import ComponentConfig
 
 _NOT = "!"
+ALL_LINEAR = "all-linear"
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -27,6 +31,17 @@ def trains(name: str, component: ComponentConfig) -> bool:
         if matches(name, pattern):
             found = not pattern.startswith(_NOT)
     return found
+
+
+def is_adapted(layer: str, targets: Iterable[str]) -> bool:
+    """Whether a layer gets an adapter: its name in Hugging Face's component ends with a target; `*` is anything."""
+    return any(
+        target == ALL_LINEAR
+        or fnmatchcase(layer, target)
+        or fnmatchcase(layer, f"*.{target}")
+        or target.endswith(f".{layer}")
+        for target in targets
+    )
 
 
 def unmatched(patterns: Iterable[str], names: Sequence[str]) -> list[str]:

@@ -102,8 +102,8 @@ class Costs:
         return part
 
     def trained_on(self, name: str, layout: Layout, stage: int) -> int:
-        """Parameters of a component that train on a rank of a pipeline stage; with adapters or patterns that the
-        component does not resolve, all of them are counted."""
+        """Parameters of a component that train on a rank of a pipeline stage; where adapters or patterns are not
+        the LLM's, or its family does not say their sizes, all of them are counted."""
         if not self.part(name).trains:
             return 0
         if name != "llm" or self._exceptions is None:
@@ -119,8 +119,12 @@ class Costs:
     def _exceptions(self) -> list[ParameterSize] | None:
         """Parameters of the LLM that train where not all or none do; None: nothing is known of them."""
         llm = self.llm
-        sizes = llm.parameter_sizes() if llm.train and llm.lora is None else {}
-        return [size for name, size in sizes.items() if trains(name, llm)] if sizes else None
+        own = llm.parameter_sizes() if llm.train else {}
+        adapters = llm.adapter_sizes()
+        if (llm.train and not own) or (llm.lora is not None and not adapters):
+            return None
+        found = [size for name, size in own.items() if trains(name, llm)] + list(adapters.values())
+        return found or None
 
     def trained(self, name: str) -> int:
         """Parameters of a component that train, over all shards; see `trained_on`."""

@@ -116,7 +116,7 @@ class Reporter:
                 "component": name,
                 "type": part.type,
                 "params": params[name],
-                "trainable": part.trains,
+                "trains": ("whole" if part.trains_whole else "partly") if part.trains else "no",
                 "dtype": part.dtype or self.config.trainer.precision,
                 "flops_per_token": flops[name],
                 "layout": layout.text(name),

@@ -122,3 +122,16 @@ def test_a_target_that_matches_nothing_is_named(groups: Any) -> None:
     config = tiny_config(lora=LoraConfig(targets=["q_proj", "q_prj"]))
     with pytest.raises(UserError, match=r"model.llm.lora.targets: .*'q_prj'.*q_proj"):
         build_model(config, groups, image_token=3)
+
+
+@pytest.mark.parametrize("case", TARGETS)
+@pytest.mark.parametrize("options", [dict(), dict(qkv_bias=True, qk_norm=True, head_dim=24)], ids=["llama", "qwen"])
+def test_sizes_are_those_of_the_modules(case: str, options: dict[str, Any], groups: Any) -> None:
+    """What a plan counts without building anything."""
+    from loongforge.model.assembly import build_model
+
+    config = tiny_config(lora=LoraConfig(rank=3, targets=TARGETS[case]), **options)
+    built = build_model(config, groups, image_token=3).llm
+    found = {name: param.numel() for name, param in built.named_parameters() if param.requires_grad}
+    sizes = config.model.llm.adapter_sizes()  # type: ignore[attr-defined]
+    assert {name: size.numbers for name, size in sizes.items()} == found

@@ -61,6 +61,10 @@ class LLMConfig(FamilyConfig):
         which some parameters train as if all did)."""
         return {}
 
+    def adapter_sizes(self) -> dict[str, ParameterSize]:
+        """Size of every parameter of the adapters that `lora` asks for, by global name; empty as above."""
+        return {}
+
     def expert_params_on(self, tp: int, pp: int, stage: int, ep: int) -> int:
         """Those of `params_on` that belong to experts, which fewer ranks hold the same of."""
         return 0

@@ -72,15 +72,15 @@ class Console:
         for name in ("parameters", "trained", "FLOPs/token"):
             table.add_column(name, justify="right")
         for row in rows:
-            trained = _short(row["params"]) if row["trainable"] else "frozen"
+            trained = {"whole": _short(row["params"]), "partly": "partly", "no": "frozen"}[row["trains"]]
             name, place = row["component"], row["layout"]
             table.add_row(
                 name, row["type"], place, row["dtype"], _short(row["params"]), trained, _short(row["flops_per_token"])
             )
-        total, trained = sum(r["params"] for r in rows), sum(r["params"] for r in rows if r["trainable"])
-        table.add_row(
-            "all", "", "", "", _short(total), _short(trained), _short(sum(r["flops_per_token"] for r in rows))
-        )
+        total, trained = sum(r["params"] for r in rows), sum(r["params"] for r in rows if r["trains"] == "whole")
+        more = "+" if any(row["trains"] == "partly" for row in rows) else ""
+        flops = _short(sum(row["flops_per_token"] for row in rows))
+        table.add_row("all", "", "", "", _short(total), _short(trained) + more, flops)
         self.out.print(table)
 
     def sample(self, shown: Preview) -> None:

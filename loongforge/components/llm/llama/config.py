@@ -140,6 +140,12 @@ class LlamaConfig(LLMConfig):
 
         return parameter_sizes(self)
 
+    def adapter_sizes(self) -> dict[str, ParameterSize]:
+        """Of the adapters that `lora` asks for."""
+        from loongforge.components.llm.llama.parameters import adapter_sizes
+
+        return adapter_sizes(self)
+
     def kept_per_token(self, tp: int, *, sequence_parallel: bool) -> float:
         """In and out of both norms; q, k, v before and after rotation; attention; gate, up and their product."""
         return sizes.kept_per_token(self, tp, sequence_parallel)

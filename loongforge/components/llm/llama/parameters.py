@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loongforge.components.llm.base import ParameterSize
+from loongforge.components.trainable import is_adapted
 
 if TYPE_CHECKING:
     from loongforge.components.llm.llama.config import LlamaConfig
@@ -42,4 +43,35 @@ def _layer(config: LlamaConfig) -> dict[str, tuple[int, bool]]:
         found["self_attention.linear_qkv.bias"] = (query + 2 * kv, True)
     if config.qk_norm:
         found |= {f"self_attention.{part}_layernorm.weight": (config.head_size, False) for part in "qk"}
+    return found
+
+
+def adapter_sizes(config: LlamaConfig) -> dict[str, ParameterSize]:
+    """Of the adapters that `lora` asks for, by global name; experts have none."""
+    found: dict[str, ParameterSize] = {}
+    if config.lora is None:
+        return found
+    rank, targets = config.lora.rank, config.lora.targets
+    for number in range(config.num_layers):
+        for name, (theirs, width, out, column) in _linears(config, number).items():
+            parts = sum(is_adapted(f"layers.{number}.{layer}", targets) for layer in theirs)
+            if parts:
+                prefix = f"decoder.layers.{number}.{name}.lora."
+                found[f"{prefix}a"] = ParameterSize(parts * rank * width, divided=not column, layers=(number,))
+                found[f"{prefix}b"] = ParameterSize(out * rank, divided=column, layers=(number,))
+    return found
+
+
+def _linears(config: LlamaConfig, layer: int) -> dict[str, tuple[list[str], int, int, bool]]:
+    """(their layers, width of the input, of the output, whether the output is what ranks divide)."""
+    width, inner = config.hidden_size, config.mlp_hidden_size
+    query, kv = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+    attention, mlp = "self_attn.{}_proj", "mlp.{}_proj"
+    found = {
+        "self_attention.linear_qkv": ([attention.format(x) for x in "qkv"], width, query + 2 * kv, True),
+        "self_attention.linear_proj": ([attention.format("o")], query, width, False),
+    }
+    if not config.feed_forward(layer).experts:
+        found["mlp.linear_fc1"] = ([mlp.format(x) for x in ("gate", "up")], width, 2 * inner, True)
+        found["mlp.linear_fc2"] = ([mlp.format("down")], inner, width, False)
     return found
