@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -156,7 +156,7 @@ class PartExport:
         """The same tensors, each read when it is asked for."""
         for work in self._work:
             rule, _ = self.names.find(work.name)
-            pieces = rule.split(self._full(work.name))
+            pieces = rule.split(full_weight(self.component, self.weights, work.name, self._shapes))
             for number, _ in work.entries:
                 yield pieces[number]
         for entry, bare in self._aside:
@@ -165,13 +165,14 @@ class PartExport:
             else:
                 yield (torch.ones if bare.endswith("weight") else torch.zeros)(entry.shape)
 
-    def _full(self, name: str) -> torch.Tensor:
-        """A tensor of ours, with its adapter's part if it has one."""
-        adapters = [name.removesuffix("weight") + f"lora.{part}" for part in "ab"]
-        if self.component.lora is None or adapters[0] not in self._shapes:
-            return self.weights.read(name)
-        full = {own: self.weights.read(own) for own in (name, *adapters)}
-        return merged(full, self.component.lora, self.component.name_map())[name]
+
+def full_weight(component: FamilyConfig, weights: Weights, name: str, known: Collection[str]) -> torch.Tensor:
+    """A tensor of ours by global name, with its adapter's part if that is among the `known` names."""
+    adapters = [name.removesuffix("weight") + f"lora.{part}" for part in "ab"]
+    if component.lora is None or adapters[0] not in known:
+        return weights.read(name)
+    full = {own: weights.read(own) for own in (name, *adapters)}
+    return merged(full, component.lora, component.name_map())[name]
 
 
 def export_config(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:
