@@ -27,8 +27,8 @@ _PREFIX = "base_model.model."
 def export_adapter(config: Config, tree: dict[str, Any], *, checkpoint: str, out: str) -> int:
     """Writes `adapter_config.json` and `adapter_model.safetensors`. The work of one process.
 
-    Adapters come as LoRA; what was trained whole beside them (a projector, `model.COMPONENT.train`) comes along in peft's
-    `modules_to_save`.
+    Adapters come as LoRA; what was trained whole beside them (a projector, `model.COMPONENT.train`) comes along in
+    peft's `modules_to_save`.
 
     Args:
         config: The recipe of the checkpoint.

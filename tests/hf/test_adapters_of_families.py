@@ -14,7 +14,6 @@ from tests.hf.cases import CASES, Case
 from tests.hf.ours import adapted_run
 from tests.hf.test_parity import recipe, synthetic
 
-
 OWN_LAYERS = ("qwen3", "qwen3 moe", "internvl of 6B's kind", "llava_next", "qwen2_vl", "qwen2.5_vl")
 """Families that have layers, or parameters outside of layers, that no other has."""
 
