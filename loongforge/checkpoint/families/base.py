@@ -92,6 +92,17 @@ class Family:
         """More JSON files of an export by name: processor and image processor."""
         return {}
 
+    def adjusted(self, file: str, theirs: dict[str, Any], model: ModelConfig, facts: ExportFacts) -> dict[str, Any]:
+        """A JSON file that came with a checkpoint, where the recipe has changed what it says.
+
+        Args:
+            file: Its name.
+            theirs: Its content; the same object is given back where nothing has changed.
+            model: The recipe's.
+            facts: What the components do not say.
+        """
+        return theirs
+
     def owner(self, tensor: str) -> str | None:
         """The component that a tensor of such a checkpoint belongs to, by its name."""
         known = [
@@ -129,3 +140,10 @@ def component_from_hf(kind: str, hf: Mapping[str, Any]) -> ComponentConfig:
             return cls.from_hf(hf)
         covered += types
     raise UserError(f"config.json: no {kind} type covers model_type={model_type!r}; covered: {', '.join(covered)}")
+
+
+def has_output_layer(folder: Path) -> bool:
+    """Whether a checkpoint holds an output layer beside its embedding."""
+    from loongforge.checkpoint.hf_folder import HFFolder
+
+    return any(name.endswith("lm_head.weight") for name in HFFolder(folder).tensors)

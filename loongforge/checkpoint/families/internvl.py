@@ -7,9 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from loongforge.checkpoint.families.base import ExportFacts, Family, Prefixes
-from loongforge.checkpoint.families.processor_files import image_processor_settings, read_json, token_text
-from loongforge.checkpoint.hf_folder import HFFolder
+from loongforge.checkpoint.families.base import ExportFacts, Family, Prefixes, has_output_layer
+from loongforge.checkpoint.families.processor_files import (
+    image_processor_settings,
+    read_json,
+    token_text,
+    with_sections,
+)
 from loongforge.components.base import FamilyConfig
 from loongforge.components.hf_settings import HFSettings
 from loongforge.components.llm.base import LLMConfig
@@ -54,8 +58,7 @@ class InternVL(Family):
             raise UserError(f"config.json: vision_feature_layer={layer!r} is not covered; covered: one layer")
         found["vision"] = replace(vision, feature_layer=layer)
         if "tie_word_embeddings" not in hf:
-            has_head = any(name.endswith("lm_head.weight") for name in HFFolder(folder).tensors)
-            found["llm"] = replace(llm, tie_embeddings=not has_head)  # type: ignore[call-arg]
+            found["llm"] = replace(llm, tie_embeddings=not has_output_layer(folder))  # type: ignore[call-arg]
         return found
 
     def data_keys(self, hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -92,6 +95,15 @@ class InternVL(Family):
             "image_seq_length": facts.num_image_tokens,
             "tie_word_embeddings": text["tie_word_embeddings"],
         }
+
+    def adjusted(self, file: str, theirs: dict[str, Any], model: ModelConfig, facts: ExportFacts) -> dict[str, Any]:
+        """With the recipe's number of tiles."""
+
+        def tiles(found: dict[str, Any]) -> dict[str, Any]:
+            same = found.get("max_patches", _MOST_TILES) == facts.max_tiles
+            return found if same else {**found, "max_patches": facts.max_tiles}
+
+        return with_sections(file, theirs, {"image": tiles})
 
     def files(self, model: ModelConfig, facts: ExportFacts) -> dict[str, Any]:
         """Processor, and the image processor that cuts tiles.

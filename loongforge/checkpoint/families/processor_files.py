@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,39 @@ def image_processor_settings(folder: Path) -> dict[str, Any]:
         return dict(found["image_processor"])
     own = folder / "preprocessor_config.json"
     return read_json(own) if own.is_file() else {}
+
+
+def video_processor_settings(folder: Path) -> dict[str, Any]:
+    """The video processor's, which has the image processor's file where it has none of its own, as in transformers."""
+    processor, own = folder / "processor_config.json", folder / "video_preprocessor_config.json"
+    if processor.is_file() and "video_processor" in (found := read_json(processor)):
+        return dict(found["video_processor"])
+    shared = folder / "preprocessor_config.json"
+    return next((read_json(file) for file in (own, shared) if file.is_file()), {})
+
+
+_SECTION = {"preprocessor_config.json": "image", "video_preprocessor_config.json": "video"}
+
+
+def with_sections(
+    file: str, theirs: dict[str, Any], changes: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]
+) -> dict[str, Any]:
+    """A processor's file with changes of its sections, whichever way transformers 4 or 5 keeps them.
+
+    Args:
+        file: Its name.
+        theirs: Its content.
+        changes: Of `image` and `video` settings; each gives back what it got where nothing changes.
+    """
+    if file in _SECTION:
+        change = changes.get(_SECTION[file])
+        return theirs if change is None else change(theirs)
+    found = theirs
+    for kind, change in changes.items():
+        own = theirs.get(f"{kind}_processor")
+        if isinstance(own, dict) and (changed := change(own)) is not own:
+            found = {**found, f"{kind}_processor": changed}
+    return found
 
 
 def image_settings(folder: Path) -> dict[str, Any]:
