@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from loongforge.checkpoint.hf_folder import DTYPES
+from loongforge.checkpoint.hf_folder import STORED
 from loongforge.checkpoint.hf_origin import PartOrigin
 from loongforge.checkpoint.hf_source import HFSource
 from loongforge.checkpoint.hf_write import Entry
@@ -111,7 +111,8 @@ class PartExport:
 
     def _written(self, bare: str, spellings: list[str], shape: tuple[int, ...], stored: torch.dtype) -> Entry:
         name, spelled = self.origin.tensors.get(bare, (spellings[0], ""))
-        dtype = self.dtype or DTYPES.get(spelled, stored)
+        own = STORED.get(spelled, stored)
+        dtype = self.dtype or own if own.is_floating_point else own
         same = self.origin.is_whole and name in spellings
         return Entry(name if same else spellings[0], tuple(shape), dtype)
 
@@ -142,7 +143,7 @@ class PartExport:
         """Tensors that are not built here: those of the origin, else neutral ones."""
         carried = self.origin.carried.tensors if self.origin.carried is not None else {}
         for bare, stored in carried.items():
-            yield self._written(bare, self.names.spellings(bare), stored.shape, DTYPES[stored.dtype]), bare
+            yield self._written(bare, self.names.spellings(bare), stored.shape, STORED[stored.dtype]), bare
         known = next(iter(self._shapes.values()))[1]
         for bare, shape in self.names.neutral.items():
             if bare not in carried:

@@ -63,7 +63,9 @@ def import_whole(model: ModelConfig, path: Path) -> HFImport:
         differences += setting_differences(name, part, other, whole=True, path=path)
     _require_equal(differences, path)
     sources = {
-        name: HFSource(folder, family.name_map(name, part), name, _vocabulary(theirs[name]))
+        name: HFSource(
+            folder, family.name_map(name, part), name, _vocabulary(theirs[name]), family.required(name, part, config)
+        )
         for name, part in ours.items()
     }
     return HFImport(path, config, sources, lambda name: True, family)

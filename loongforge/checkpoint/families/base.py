@@ -114,6 +114,10 @@ class Family:
         ]
         return max(known)[1] if known else None
 
+    def required(self, name: str, component: FamilyConfig, hf: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """Shapes, by bare name, of what a component's checkpoint holds as its config says, and is not built here."""
+        return {}
+
     def name_map(self, name: str, component: FamilyConfig) -> NameMap:
         """Names of a component's tensors inside the whole."""
         own = component.name_map()

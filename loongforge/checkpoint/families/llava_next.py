@@ -25,8 +25,8 @@ class LlavaNext(Llava):
     }
 
     def components(self, hf: Mapping[str, Any], folder: Path) -> dict[str, ComponentConfig]:
-        """As for LLaVA-1.5, but transformers 5 does not tie embeddings where only the text section says so (4 did): they
-        are not where the folder has an output layer."""
+        """As for LLaVA-1.5. But where only the text section says that embeddings are tied, transformers 5 does not tie
+        them (4 did): they are not where the folder has an output layer."""
         found = super().components(hf, folder)
         if not hf.get("tie_word_embeddings") and has_output_layer(folder):
             found["llm"] = replace(found["llm"], tie_embeddings=False)  # type: ignore[call-arg]
