@@ -20,17 +20,8 @@ from loongforge.config.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-STORED = {
-    **DTYPES,
-    **{
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "I16": torch.int16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-    },
-}
+_INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+STORED = {**DTYPES, **_INTEGERS, "BOOL": torch.bool}
 """With types that no weight has, but buffers that are kept aside."""
 _BLOCK = 32 << 20
 """Bytes read at once where only columns are wanted."""

@@ -84,7 +84,7 @@ def _describe(made: HFImport, name: str, finding: Finding) -> dict[str, Any]:
 
 
 def _kept(made: HFImport, name: str) -> list[tuple[str, str]]:
-    """Names and bare names of what is kept aside: of a component's own folder nothing that a whole model has no need of,
+    """Names and bare names of what is kept aside: of a component's own folder nothing that a whole model does not need,
     as integers, which older transformers saved."""
     source = made.sources[name]
     is_whole, tensors = made.family is not None, source.folder.tensors

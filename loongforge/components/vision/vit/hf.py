@@ -56,7 +56,11 @@ def above(config: ViTConfig) -> range:
 def head_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of SigLIP's pooling head, by bare name."""
     width, inner = config.hidden_size, config.mlp_hidden_size
-    maps = {"attention.out_proj": (width, width), "mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+    maps: dict[str, tuple[int, ...]] = {
+        "attention.out_proj": (width, width),
+        "mlp.fc1": (inner, width),
+        "mlp.fc2": (width, inner),
+    }
     found = {f"head.{name}.weight": shape for name, shape in maps.items()}
     found |= {f"head.{name}.bias": shape[:1] for name, shape in maps.items()}
     found |= {f"head.layernorm.{kind}": (width,) for kind in ("weight", "bias")}
