@@ -17,18 +17,13 @@ from typing import Any
 
 from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.hf_checks import carried, tied_copies
+from loongforge.checkpoint.hf_files import KEPT_FILES
 from loongforge.checkpoint.hf_folder import DTYPES, STORED, HFFolder
 from loongforge.checkpoint.hf_import import HFImport
 from loongforge.checkpoint.hf_source import Finding
 from loongforge.checkpoint.hf_write import Entry, write_safetensors
 
 FOLDER = "hf"
-KEPT_FILES = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
 
 
 @dataclass

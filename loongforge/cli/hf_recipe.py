@@ -26,10 +26,12 @@ def recipe_tree(folder: Path, *, name: str | None = None) -> dict[str, Any]:
         UserError: a family or a setting that is not covered.
     """
     from loongforge.checkpoint.families.registry import family_of
+    from loongforge.checkpoint.hf_files import check_files
     from loongforge.checkpoint.hf_folder import HFFolder
 
     if not HFFolder.is_one(folder):
         raise UserError(f"{folder} has no config.json: it is no folder in Hugging Face format")
+    check_files(folder)
     found = HFFolder(folder)
     family = family_of(found.config, folder)
     parts = family.components(found.config, folder)

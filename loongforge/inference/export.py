@@ -26,6 +26,7 @@ from loongforge.checkpoint.hf_export import (
     export_config,
     with_dtype,
 )
+from loongforge.checkpoint.hf_files import TOKENIZER_FILES
 from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.checkpoint.hf_import import import_whole
 from loongforge.checkpoint.hf_origin import FOLDER, Origin, read_origin, write_origin
@@ -48,17 +49,6 @@ from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import joined_world
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def export(config: Config, tree: dict[str, Any], *, checkpoint: str, out: str, dtype: str, max_shard_size: str) -> int:
@@ -141,7 +131,7 @@ def plan_export(
     """
     model = _exportable(config.model, origin)
     family = _family(model, origin)
-    tokenizer = load_tokenizer(tokenizer_dir) if any((tokenizer_dir / f).is_file() for f in _TOKENIZER_FILES) else None
+    tokenizer = load_tokenizer(tokenizer_dir) if any((tokenizer_dir / f).is_file() for f in TOKENIZER_FILES) else None
     facts = ExportFacts(
         tokenizer=tokenizer,
         image_token=config.data.image_token,
@@ -247,7 +237,7 @@ def _config(
 def _write_files(folder: Path, tokenizer_dir: Path, plan: ExportPlan, origin: Origin) -> None:
     """Tokenizer, chat template, generation config, processor: the origin's own where it had them."""
     made, tokenizer = plan.files, plan.tokenizer
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (tokenizer_dir / name).is_file():
             shutil.copyfile(tokenizer_dir / name, folder / name)
     ids = {key: getattr(tokenizer, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}

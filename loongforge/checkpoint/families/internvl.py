@@ -17,6 +17,7 @@ from loongforge.checkpoint.families.processor_files import (
 from loongforge.components.base import FamilyConfig
 from loongforge.components.hf_settings import HFSettings
 from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.vit.internvit import InternViTConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig, ModelConfig
@@ -56,6 +57,7 @@ class InternVL(Family):
         layer = settings.get("vision_feature_layer", -1)
         if not isinstance(layer, int):
             raise UserError(f"config.json: vision_feature_layer={layer!r} is not covered; covered: one layer")
+        _require_length(folder, vision, found["projector"])
         found["vision"] = replace(vision, feature_layer=layer)
         if "tie_word_embeddings" not in hf:
             found["llm"] = replace(llm, tie_embeddings=not has_output_layer(folder))  # type: ignore[call-arg]
@@ -133,6 +135,22 @@ class InternVL(Family):
         }
         processor = {"processor_class": "InternVLProcessor", "image_seq_length": facts.num_image_tokens}
         return {"preprocessor_config.json": images, "processor_config.json": {**processor, "image_processor": images}}
+
+
+def _require_length(folder: Path, vision: InternViTConfig, projector: ComponentConfig) -> None:
+    """The number of an image's tokens that the processor writes is the number of features that the model makes."""
+    assert isinstance(projector, ProjectorConfig)
+    wanted = projector.num_tokens(vision.num_patches)
+    for name in ("config.json", "processor_config.json"):
+        file = folder / name
+        stated = read_json(file).get("image_seq_length") if file.is_file() else None
+        if stated not in (None, wanted):
+            grid, factor = vision.image_size // vision.patch_size, 1 / projector.factor  # type: ignore[attr-defined]
+            raise UserError(
+                f"{file}: image_seq_length={stated}, but {grid} x {grid} patches (image_size={vision.image_size}, "
+                f"patch_size={vision.patch_size}) and downsample_ratio={factor:g} make {wanted} tokens of an image: "
+                f"image_seq_length must be {wanted}"
+            )
 
 
 def _ends(folder: Path) -> tuple[str, str]:

@@ -30,20 +30,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def image_processor_settings(folder: Path) -> dict[str, Any]:
     """The image processor's settings, where transformers 4 or 5 puts them; empty where there are none."""
-    processor = folder / "processor_config.json"
-    if processor.is_file() and "image_processor" in (found := read_json(processor)):
-        return dict(found["image_processor"])
+    nested = _nested(folder, "image_processor")
+    if nested is not None:
+        return nested
     own = folder / "preprocessor_config.json"
     return read_json(own) if own.is_file() else {}
 
 
 def video_processor_settings(folder: Path) -> dict[str, Any]:
     """The video processor's, which has the image processor's file where it has none of its own, as in transformers."""
-    processor, own = folder / "processor_config.json", folder / "video_preprocessor_config.json"
-    if processor.is_file() and "video_processor" in (found := read_json(processor)):
-        return dict(found["video_processor"])
-    shared = folder / "preprocessor_config.json"
+    nested = _nested(folder, "video_processor")
+    if nested is not None:
+        return nested
+    own, shared = folder / "video_preprocessor_config.json", folder / "preprocessor_config.json"
     return next((read_json(file) for file in (own, shared) if file.is_file()), {})
+
+
+def _nested(folder: Path, section: str) -> dict[str, Any] | None:
+    """A section of `processor_config.json`; None: it has none."""
+    file = folder / "processor_config.json"
+    found = read_json(file) if file.is_file() else {}
+    if section not in found:
+        return None
+    if not isinstance(found[section], dict):
+        raise UserError(f"{file}: {section}={found[section]!r:.60} holds no settings")
+    return dict(found[section])
 
 
 _SECTION = {"preprocessor_config.json": "image", "video_preprocessor_config.json": "video"}
