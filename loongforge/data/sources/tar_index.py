@@ -181,7 +181,7 @@ def _members(tar: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
 
 
 def _walk(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Its members, of which it keeps none. Python 3.10 seeks before the start of an empty archive, asked for the next."""
+    """Its members, of which it keeps none. In an empty archive `next` of Python 3.10 seeks before the start."""
     if archive.firstmember is None:  # type: ignore[attr-defined]
         return
     while (member := archive.next()) is not None:
