@@ -23,10 +23,10 @@ BACKEND = select("auto")
 BACKEND.activate()
 
 import torch  # noqa: E402
+from ours import Ours  # noqa: E402
+from rows import IMAGE_TOKEN  # noqa: E402
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration  # noqa: E402
 
-from ours import Ours  # isort: skip
-from rows import IMAGE_TOKEN  # isort: skip
 import loongforge.components.llm.llama.config as llama  # noqa: E402
 from loongforge.components.projector.mlp.config import MLP2xGELUConfig  # noqa: E402
 from loongforge.components.vision.vit.config import ClipViTConfig  # noqa: E402

@@ -1,17 +1,17 @@
 """Training of a whole VLM: our packed step against plain loops over transformers' LLaVA, on the same samples.
 
 Both sides have the same sizes, the same first weights (the run ends with an error where their first losses differ),
-AdamW, clipping and frozen parts, and train in alternating blocks of one run; the device is waited for at the end of each
-block. Theirs: rows padded to the longest, and rows of documents with positions that restart, with SDPA and, where it is
-installed, flash-attention; weights and AdamW's state in the precision of the run (ours keeps float32 copies of bf16).
-A pass of theirs that does not fit into memory is halved.
+AdamW, clipping and frozen parts, and train in alternating blocks of one run, which end when the device is idle. Theirs:
+rows padded to the longest, and rows of documents with positions that restart, with SDPA and, where it is installed,
+flash-attention; weights and AdamW's state in the precision of the run (ours keeps float32 copies of bf16). Ours moves
+to the host while they have their turns (not timed), and a pass of theirs that does not fit into memory is halved.
 
-    python scripts/bench/gpu_vlm.py --size 1.5b                     a GPU with 80 GB; about 6 minutes
+    python scripts/bench/gpu_vlm.py --size 1.5b                     a GPU with 80 GB
     python scripts/bench/gpu_vlm.py --size tiny --backend cpu       anywhere
 
 MFU: FLOPs of the model (loongforge/model/flops.py: of frozen parts only the forward pass; attention within documents;
-nothing for padding or recomputation) over time and the device's peak. `mfu` counts the output layer at all positions, as
-is usual, `mfu_labelled` only at those with a label, which is what the loss needs.
+nothing for padding or recomputation) over time and the device's peak. `mfu` counts the output layer at all positions,
+as is usual, `mfu_labelled` only at those with a label, which is what the loss needs.
 """
 
 from __future__ import annotations
@@ -147,7 +147,10 @@ def first_losses(sides: Mapping[str, Any], precision: str) -> dict[str, float]:
     Raises:
         SystemExit: they differ, so that the sides do not compute the same.
     """
-    losses = {name: side.loss() for name, side in sides.items()}
+    losses = {}
+    for name, side in sides.items():
+        with side.turn():
+            losses[name] = side.loss()
     apart = max(losses.values()) - min(losses.values())
     if not apart <= _TOLERANCE[precision]:
         sys.exit(f"the sides do not train the same model: their first losses are {losses}")
@@ -157,13 +160,13 @@ def first_losses(sides: Mapping[str, Any], precision: str) -> dict[str, float]:
 def timed_blocks(
     sides: Mapping[str, Any], backend: Backend, *, blocks: int, steps: int, note: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Seconds of each side's blocks of all steps, without the first, which warms up; sides take turns in going first."""
+    """Seconds of each side's blocks of all steps, without the first, which warms up; each goes first in turn."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for block in range(blocks + 1):
         turn = block % len(names)
         for name in [*names[turn:], *names[:turn]]:
-            with backend.timer() as clock:
+            with sides[name].turn(), backend.timer() as clock:
                 for number in range(steps):
                     sides[name].step(number)
             if block:
@@ -280,7 +283,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measures, prints."""
     args = parse()
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # sides differ in the sizes of their tensors
+    os.environ.setdefault(
+        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
+    )  # sides differ in the sizes of their tensors
     backend = select(args.backend)
     backend.activate()
     backend.set_threads(args.threads)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,29 @@ def attention_kinds() -> list[str]:
     return ["sdpa", *(["flash_attention_2"] if is_flash_attn_2_available() else [])]
 
 
+class Parking:
+    """Moves tensors to the host and back, so that sides that take turns have the device to themselves."""
+
+    def __init__(self) -> None:
+        self.parked: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
+
+    def park(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leaves tensors without memory until `wake`; views stay views."""
+        storages = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+        for storage in storages.values():
+            kept = torch.UntypedStorage(storage.nbytes())
+            kept.copy_(storage)
+            self.parked.append((storage, kept))
+            storage.resize_(0)
+
+    def wake(self) -> None:
+        """Brings them back."""
+        for storage, kept in self.parked:
+            storage.resize_(kept.nbytes())
+            storage.copy_(kept)
+        self.parked.clear()
+
+
 class OurSide:
     """Rows of whole samples; starts from the other side's weights."""
 
@@ -67,7 +91,25 @@ class OurSide:
         config.model.init_from = str(weights)
         self.ours = Ours(config, groups)
         self.steps = [[packed_batch(samples) for samples in rows] for rows in steps]
-        self.passes = len(self.steps[0])
+        self.passes, self.parking = len(self.steps[0]), Parking()
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        """Weights, gradients, what the optimizer keeps."""
+        for param in self.ours.model.parameters():
+            yield param
+            if param.requires_grad:
+                yield param.main_grad  # type: ignore[attr-defined]
+        for part in self.ours.optimizers.parts.values():
+            inner = part.optimizer.optimizer
+            yield from (param for group in inner.param_groups for param in group["params"])
+            yield from (x for state in inner.state.values() for x in state.values() if isinstance(x, torch.Tensor))
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """On the device inside of it, on the host outside."""
+        self.parking.wake()
+        yield
+        self.parking.park(self._tensors())
 
     def loss(self) -> float:
         """Of the first step, before any update."""
@@ -111,7 +153,11 @@ class PlainSide:
             [self._inputs(part) for samples in passes for part in _halved(samples, pieces)] for passes in self.samples
         ]
         self.labels = [sum(sample.label_tokens for part in passes for sample in part) for passes in self.samples]
-        self.passes = len(self.steps[0])
+
+    @property
+    def passes(self) -> int:
+        """Of a step."""
+        return len(self.steps[0])
 
     def _inputs(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         if self.packed:
@@ -129,30 +175,38 @@ class PlainSide:
             total += loss.detach()
         return total
 
+    def turn(self) -> contextlib.AbstractContextManager[None]:
+        """It stays on the device: its share is small next to its activations."""
+        return contextlib.nullcontext()
+
     def loss(self) -> float:
-        """Of the first step, before any update; finds out how much fits into memory."""
+        """Of the first step, before any update."""
         self.model.set_attn_implementation(self.attention)
-        while (found := self._tried()) is None:
+        return float(self._fitting(0))
+
+    def step(self, number: int) -> None:
+        """Forward, backward, clip, update."""
+        self.model.set_attn_implementation(self.attention)
+        self._fitting(number)
+        torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
+        self.optimizer.step()
+
+    def _fitting(self, number: int) -> torch.Tensor:
+        """Gradients of a step, in passes that fit into memory."""
+        while (found := self._tried(number)) is None:
             self.optimizer.zero_grad()
             gc.collect()
             self._cut(2 * self.pieces)
         return found
 
-    def _tried(self) -> float | None:
+    def _tried(self, number: int) -> torch.Tensor | None:
         """None: out of memory, and there is something left to halve."""
         try:
-            return float(self._gradients(0))
+            return self._gradients(number)
         except torch.OutOfMemoryError:
             if self.pieces >= max(len(samples) for passes in self.samples for samples in passes):
                 raise
             return None
-
-    def step(self, number: int) -> None:
-        """Forward, backward, clip, update."""
-        self.model.set_attn_implementation(self.attention)
-        self._gradients(number)
-        torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
-        self.optimizer.step()
 
 
 def _halved(samples: Sequence[Sample], pieces: int) -> list[Sequence[Sample]]:
