@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from loongforge.model.flops import num_params
 from tests.support.bench import bench_script, run_bench
 
 
@@ -40,6 +41,21 @@ def test_flops_of_a_benchmark_s_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert everything - whole == pytest.approx(2 * len(sample.images) * frozen.model.vision.flops())
     spared = len(sample) - sample.label_tokens
     assert whole - labelled == 3 * 2 * spared * frozen.model.llm.hidden_size * frozen.model.llm.vocab_size
+
+
+@pytest.mark.parametrize("size", ["tiny", "1b", "1.5b"])
+def test_both_sides_have_one_size(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the last encoder layer and norm, which the features do not depend on and ours does not build."""
+    bench, sides = bench_script("gpu_vlm", monkeypatch), bench_script("vlm_sides", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["gpu_vlm.py", "--size", size])
+    config = bench.make_config(bench.parse())
+    model = sides.plain_model(config, SimpleNamespace(device=lambda: torch.device("meta")))
+    sizes = {name: param.numel() for name, param in model.named_parameters()}
+    unused = (f"encoder.layers.{config.model.vision.built_layers}.", "post_layernorm", ".head.")
+    theirs = sum(number for name, number in sizes.items() if not any(part in name for part in unused))
+    assert theirs == sum(num_params(config.model).values())
+    frozen = {name for name, param in model.named_parameters() if not param.requires_grad}
+    assert frozen == {name for name in sizes if "vision_tower" in name}
 
 
 def test_parked_tensors_return(monkeypatch: pytest.MonkeyPatch) -> None:
