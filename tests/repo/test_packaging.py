@@ -16,7 +16,7 @@ from tests.repo.files import REPO, SOURCES, repo_files, source_modules
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    tomllib = pytest.importorskip("tomli")  # comes with mypy and build
+    import tomli as tomllib  # comes with pytest
 
 
 # In a process of its own: the backend comes before megatron-core, and other tests start without either.
