@@ -11,6 +11,7 @@ import torch
 from loongforge.config.schema import Config, LoraConfig
 from loongforge.data.batch import Batch
 from tests.hf.cases import CASES, Case
+from tests.hf.layouts import LAYOUTS, apply
 from tests.hf.ours import adapted_run
 from tests.hf.test_parity import recipe, synthetic
 
@@ -58,13 +59,18 @@ def test_peft_computes_what_we_do(name: str, rank_pool: Any, tmp_path: Path) -> 
     _check(name, rank_pool, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["qwen2.5_vl", "qwen3 moe"])
+def test_adapters_of_tensor_parallel_ranks(name: str, rank_pool: Any, tmp_path: Path) -> None:
+    _check(name, rank_pool, tmp_path, "tp2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name not in OWN_LAYERS])
 def test_other_families(name: str, rank_pool: Any, tmp_path: Path) -> None:
     _check(name, rank_pool, tmp_path)
 
 
-def _check(name: str, rank_pool: Any, tmp_path: Path) -> None:
+def _check(name: str, rank_pool: Any, tmp_path: Path, layout: str = "one process") -> None:
     import peft
 
     case = CASES[name]
@@ -72,7 +78,8 @@ def _check(name: str, rank_pool: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "base")
     config = _adapted(tmp_path / "base", name)
     batch = synthetic(config).global_batch(0, 1)
-    ours = rank_pool(1).run(adapted_run, config, tmp_path / "run", timeout=120)[0].logits
+    ranks = rank_pool(LAYOUTS[layout][0]).run(adapted_run, apply(config, layout), tmp_path / "run", timeout=120)
+    ours = {sample: found for rank in ranks for sample, found in rank.logits.items()}
     logits = [torch.from_numpy(ours[sample]) for sample in batch.ids]
     adapter, merged = _exports(config, tmp_path / "run")
     base = _their_logits(model, case, batch)

@@ -10,7 +10,7 @@ import torch
 
 from loongforge.cli.main import main
 from tests.components.hf_models import randomise
-from tests.hf.cases import CASES, TEXT, VISION, _internvl
+from tests.hf.cases import CASES, PINPOINTS, TEXT, VISION, _internvl
 from tests.hf.folders import Tensors, add_tokenizer, edit, tensors_of
 from tests.support.tiny import IMAGE_TOKEN
 
@@ -29,10 +29,20 @@ def _internvl_below_the_top() -> Any:
     return model
 
 
+def _next_with_tied_text() -> Any:
+    """Only the text section says that embeddings are tied, which transformers does not go by."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    towers = dict(vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT, tie_word_embeddings=True))
+    config = LlavaNextConfig(**towers, image_token_index=IMAGE_TOKEN, image_grid_pinpoints=PINPOINTS)
+    return LlavaNextForConditionalGeneration(config)
+
+
 MODELS: dict[str, Any] = {
     "clip": CASES["llava"].make,
     "siglip": _siglip_with_head,
     "internvit": _internvl_below_the_top,
+    "next": _next_with_tied_text,
 }
 LOST = {
     "a layer of clip": ("clip", "vision_tower.encoder.layers.2."),
