@@ -111,8 +111,7 @@ class LlamaModel(LanguageModule):
         if self.post_process:
             self.output_layer = self._output_layer(config, context, padded)
         self.setup_embeddings_and_output_layer()
-        self.is_padded = padded > config.vocab_size
-        if self.is_padded:
+        if padded > config.vocab_size:
             self._note_padding()
 
     def _note_padding(self) -> None:
@@ -235,12 +234,10 @@ class LlamaModel(LanguageModule):
         Returns:
             float32 `[T]`.
         """
-        if self.is_padded:
-            return self.token_losses(self.logits(hidden, rows), targets)
         chosen = self._gather_parts(hidden).flatten(0, 1).index_select(0, rows)
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-        return ops.linear_cross_entropy(chosen, weight, targets, self.tp_group)
+        return ops.linear_cross_entropy(chosen, weight, targets, self.tp_group, vocab_size=self.vocab_size)
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each position in nats.
