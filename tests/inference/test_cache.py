@@ -74,8 +74,13 @@ def test_a_position_that_is_off_by_one_is_noticed(groups: Any, monkeypatch: pyte
     runner, starts, rest = _runner(groups, "llama"), [[5, 6, 7, 8]], [[9, 10, 11]]
     none = torch.zeros(0, 3, 32, 32)
     right = _cached(runner, starts, rest, none)
-    plain = cache.CachedStep.positions.func  # type: ignore[attr-defined]
-    monkeypatch.setattr(cache.CachedStep, "positions", property(lambda step: plain(step) + 1))
+    advance = cache.KVCache.advance
+
+    def off(kept: cache.KVCache, *counts: Any) -> None:
+        advance(kept, *counts)
+        kept.next_positions = [position + 1 for position in kept.next_positions]
+
+    monkeypatch.setattr(cache.KVCache, "advance", off)
     assert not torch.allclose(_cached(runner, starts, rest, none)[1:], right[1:], atol=1e-2)
 
 

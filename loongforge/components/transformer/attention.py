@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 
 from loongforge.components.transformer import multimodal
+from loongforge.components.transformer.cache import CachedStep
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.kernels import ops
 
@@ -66,12 +68,13 @@ class TorchAttention(MegatronModule):
         """
         if view is None:
             return self._document(query, key, value).flatten(2)
-        if self.cp_group.size() > 1 and not view.continues:
+        if view.step is not None and view.continues:
+            return self._continue(query, key, value, view.step).flatten(2)
+        if self.cp_group.size() > 1:
             key, value = gather_chunks(torch.stack([key, value], 1), self.cp_group).unbind(1)
-        kept = view.step.append(self.layer_number, key, value) if view.step is not None else None
-        if kept is not None and view.continues:
-            output = self._continue(query, key, value, *kept, view)
-        elif view.is_image is not None:
+        if view.step is not None:
+            view.step.append(self.layer_number, key, value)
+        if view.is_image is not None:
             output = multimodal.attend(self._attend, query, key, value, view)
         elif self.cp_group.size() > 1:
             output = self._from_chunks(query, key, value, view)
@@ -140,19 +143,13 @@ class TorchAttention(MegatronModule):
         return torch.cat(outputs)
 
     def _continue(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        view: SequenceView,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, step: CachedStep
     ) -> torch.Tensor:
-        """Attends from new tokens `[T, B, ...]` to all that the cache has `[L, B, ...]`."""
-        assert view.step is not None
-        if view.step.has_images:
-            return multimodal.attend_cached(self._attend, query, value, keys, values, view.step)
-        return self._attend(query, keys, values, mask=view.step.mask(self.window))
+        """Attends from new tokens `[T, B, ...]` to all that the cache has `[L, B, ...]`, theirs included."""
+        keys, values = step.append(self.layer_number, key, value)
+        if step.has_images:
+            return multimodal.attend_cached(self._attend, query, value, keys, values, step)
+        return self._attend(query, keys, values, mask=step.mask(self.window))
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """It has no state."""
@@ -177,7 +174,7 @@ class TorchSelfAttention(SelfAttention):
         self,
         hidden_states: torch.Tensor,
         attention_mask: None,
-        rotary_pos_emb: torch.Tensor | None = None,
+        rotary_pos_emb: torch.Tensor | Sequence[torch.Tensor] | None = None,
         packed_seq_params: SequenceView | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -186,7 +183,7 @@ class TorchSelfAttention(SelfAttention):
         Args:
             hidden_states: `[S, B, H]`; under sequence parallelism this rank's part of S.
             attention_mask: None: the core attention knows its mask.
-            rotary_pos_emb: Cosines and sines `[2, S, 1, 1, 1, head_dim / 2]`, or None.
+            rotary_pos_emb: Cosines and sines `[2, S, 1, 1, 1, head_dim / 2]`, or apart; or None.
             packed_seq_params: Positions and documents (the name is megatron-core's); None: whole rows.
 
         Returns:
@@ -194,13 +191,24 @@ class TorchSelfAttention(SelfAttention):
         """
         mixed, _ = self.linear_qkv(hidden_states)
         heads = self._split_heads(mixed)
-        query, key, value = heads.split([heads.shape[3] - 2, 1, 1], 3)
+        query, key, value = torch.split_with_sizes(heads, [heads.shape[3] - 2, 1, 1], 3)
         query, key = self.q_layernorm(query), self.k_layernorm(key)
         if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.to(query.dtype).unbind()
-            query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
+            query, key = self._turned(query, key, *rotary_pos_emb)
         attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
         return self.linear_proj(attended)
+
+    def _turned(
+        self, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Heads turned by the angles of their positions."""
+        if len(query) > 1 or torch.is_grad_enabled():
+            return self._rotate(query, cos, sin), self._rotate(key, cos, sin)
+        both = self._rotate(torch.cat([query, key], 3), cos, sin)  # one token: calls cost more than copies
+        return both.narrow(3, 0, query.shape[3]), both.narrow(3, query.shape[3], 1)
+
+    def _rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        return ops.rotary(heads, cos.to(heads.dtype), sin.to(heads.dtype))
 
     def _split_heads(self, mixed: torch.Tensor) -> torch.Tensor:
         """`[S, B, width]` -> `[S, B, groups, heads, head_dim]`: a group's queries, its key, its value."""
