@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
@@ -170,6 +172,11 @@ def gather_chunks(local: torch.Tensor, group: torch.distributed.ProcessGroup) ->
 class TorchSelfAttention(SelfAttention):
     """megatron-core's self-attention with a shorter forward pass: no caches, no masks, rotary halves in place."""
 
+    @cached_property
+    def norms_heads(self) -> bool:
+        """Whether queries and keys are normalised."""
+        return not (isinstance(self.q_layernorm, IdentityOp) and isinstance(self.k_layernorm, IdentityOp))
+
     def forward(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
@@ -189,26 +196,42 @@ class TorchSelfAttention(SelfAttention):
         Returns:
             `[S, B, H]` and the bias that is still to be added, if any.
         """
+        if len(hidden_states) == 1 and not torch.is_grad_enabled():
+            return self._one_token(hidden_states, rotary_pos_emb, packed_seq_params)
         mixed, _ = self.linear_qkv(hidden_states)
         heads = self._split_heads(mixed)
-        query, key, value = torch.split_with_sizes(heads, [heads.shape[3] - 2, 1, 1], 3)
+        query, key, value = heads.split([heads.shape[3] - 2, 1, 1], 3)
         query, key = self.q_layernorm(query), self.k_layernorm(key)
         if rotary_pos_emb is not None:
-            query, key = self._turned(query, key, *rotary_pos_emb)
+            cos, sin = rotary_pos_emb
+            query, key = self._rotate(query, cos, sin), self._rotate(key, cos, sin)
         attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
         return self.linear_proj(attended)
 
-    def _turned(
-        self, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Heads turned by the angles of their positions."""
-        if len(query) > 1 or torch.is_grad_enabled():
-            return self._rotate(query, cos, sin), self._rotate(key, cos, sin)
-        both = self._rotate(torch.cat([query, key], 3), cos, sin)  # one token: calls cost more than copies
-        return both.narrow(3, 0, query.shape[3]), both.narrow(3, query.shape[3], 1)
+    def _one_token(
+        self,
+        hidden_states: torch.Tensor,
+        rotary_pos_emb: torch.Tensor | Sequence[torch.Tensor] | None,
+        view: SequenceView | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same for one token of each row without gradients, where calls cost more than sums: in fewer of them."""
+        parts = self._modules
+        heads = self._split_heads(parts["linear_qkv"].forward(hidden_states)[0])
+        queries = heads.shape[3] - 2
+        both = heads.narrow(3, 0, queries + 1)
+        if self.norms_heads:
+            query, key = both.split([queries, 1], 3)
+            both = torch.cat([self.q_layernorm(query), self.k_layernorm(key)], 3)
+        if rotary_pos_emb is not None:
+            both = self._rotate(both, *rotary_pos_emb)
+        query, key, value = both.narrow(3, 0, queries), both.select(3, queries), heads.select(3, queries + 1)
+        attended = parts["core_attention"].forward(query.flatten(2, 3), key, value, view)
+        return parts["linear_proj"].forward(attended)
 
     def _rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        return ops.rotary(heads, cos.to(heads.dtype), sin.to(heads.dtype))
+        if cos.dtype != heads.dtype:
+            cos, sin = cos.to(heads.dtype), sin.to(heads.dtype)
+        return ops.rotary(heads, cos, sin)
 
     def _split_heads(self, mixed: torch.Tensor) -> torch.Tensor:
         """`[S, B, width]` -> `[S, B, groups, heads, head_dim]`: a group's queries, its key, its value."""

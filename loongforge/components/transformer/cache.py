@@ -27,6 +27,7 @@ class KVCache:
         """Position of each row's next token, for position encodings: the length, or less where the tokens of an image
         share positions."""
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._counted = torch.zeros(0, dtype=torch.int64)
         self._images: torch.Tensor | None = None
 
     @property
@@ -53,6 +54,12 @@ class KVCache:
                 new[: len(old)] = old
             kept = self._layers[number] = (keys, values)
         return kept
+
+    def counted(self, number: int, device: torch.device) -> torch.Tensor:
+        """int64 `[number]`: 0, 1, ..."""
+        if len(self._counted) != number:
+            self._counted = torch.arange(number, device=device)
+        return self._counted
 
     def images(self, like: torch.Tensor, slots: int) -> torch.Tensor:
         """bool `[B, at least so many slots]`: which slots hold image tokens; `like` is bool `[B, T]`."""
@@ -141,13 +148,14 @@ class CachedStep:
         Returns:
             Keys and values `[L, B, kv_heads, head_dim]`.
         """
-        kept = self.cache.layer(layer, key, self.reach)
-        for all_slots, new in zip(kept, (key, value), strict=True):
-            if self.even:
-                all_slots.narrow(0, self.reach - self.tokens, self.tokens).copy_(new)
-            else:
-                all_slots.transpose(0, 1)[self._rows, self.slots] = new.transpose(0, 1)
-        return kept[0].narrow(0, 0, self.reach), kept[1].narrow(0, 0, self.reach)
+        keys, values = self.cache.layer(layer, key, self.reach)
+        if self.even:
+            keys.narrow(0, self.reach - self.tokens, self.tokens).copy_(key)
+            values.narrow(0, self.reach - self.tokens, self.tokens).copy_(value)
+        else:
+            keys.transpose(0, 1)[self._rows, self.slots] = key.transpose(0, 1)
+            values.transpose(0, 1)[self._rows, self.slots] = value.transpose(0, 1)
+        return keys.narrow(0, 0, self.reach), values.narrow(0, 0, self.reach)
 
     @cached_property
     def has_images(self) -> bool:
@@ -167,7 +175,7 @@ class CachedStep:
     @cached_property
     def counted(self) -> torch.Tensor:
         """int64 `[T]`: 0, 1, ..."""
-        return torch.arange(self.tokens, device=self.device)
+        return self.cache.counted(self.tokens, self.device)
 
     @cached_property
     def _rows(self) -> torch.Tensor:

@@ -226,7 +226,7 @@ class LlamaModel(LanguageModule):
         if rows is not None:
             chosen = chosen.index_select(0, rows)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits = self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)
+        logits = self.output_layer(chosen.unsqueeze(1), weight=weight)[0].squeeze(1)
         width = logits.shape[-1]
         real = self.vocab_size - self.tp_group.rank() * width
         if real >= width:
@@ -275,9 +275,9 @@ class LlamaModel(LanguageModule):
         Returns:
             int64 `[T]`.
         """
-        value, index = logits.float().max(-1)
         if self.tp_group.size() == 1:
-            return index
+            return logits.argmax(-1)
+        value, index = logits.float().max(-1)
         first = self.tp_group.rank() * logits.shape[-1]
         mine = torch.stack([value, (index + first).float()])  # exact below 2^24
         everyone = [torch.empty_like(mine) for _ in range(self.tp_group.size())]
