@@ -80,7 +80,7 @@ class Rows:
         if hidden is None:
             return None
         chosen = None
-        if len(hidden) > 1:
+        if hidden.shape[0] > 1:
             last = [max(count - 1, 0) * len(counts) + row for row, count in enumerate(counts)]
             chosen = torch.tensor(last, device=hidden.device)
         logits: torch.Tensor = self.runner.model.llm.logits(hidden, chosen, gathered=True)

@@ -144,9 +144,7 @@ class TorchAttention(MegatronModule):
             outputs.append(self._attend(query[part], key[first:end], value[first:end], mask=mask))
         return torch.cat(outputs)
 
-    def _continue(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, step: CachedStep
-    ) -> torch.Tensor:
+    def _continue(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, step: CachedStep) -> torch.Tensor:
         """Attends from new tokens `[T, B, ...]` to all that the cache has `[L, B, ...]`, theirs included."""
         keys, values = step.append(self.layer_number, key, value)
         if step.has_images:
@@ -196,7 +194,7 @@ class TorchSelfAttention(SelfAttention):
         Returns:
             `[S, B, H]` and the bias that is still to be added, if any.
         """
-        if len(hidden_states) == 1 and not torch.is_grad_enabled():
+        if hidden_states.shape[0] == 1 and not torch.is_grad_enabled():
             return self._one_token(hidden_states, rotary_pos_emb, packed_seq_params)
         mixed, _ = self.linear_qkv(hidden_states)
         heads = self._split_heads(mixed)

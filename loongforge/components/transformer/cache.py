@@ -46,7 +46,7 @@ class KVCache:
             slots: That have to be there.
         """
         kept = self._layers.get(number)
-        if kept is None or len(kept[0]) < slots:
+        if kept is None or kept[0].shape[0] < slots:
             _, rows, heads, width = like.shape
             shape = (rows, heads, max(slots, self.capacity), width)
             keys, values = (like.new_zeros(shape).permute(2, 0, 1, 3) for _ in range(2))
@@ -57,7 +57,7 @@ class KVCache:
 
     def counted(self, number: int, device: torch.device) -> torch.Tensor:
         """int64 `[number]`: 0, 1, ..."""
-        if len(self._counted) != number:
+        if self._counted.shape[0] != number:
             self._counted = torch.arange(number, device=device)
         return self._counted
 

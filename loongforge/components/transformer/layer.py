@@ -63,7 +63,7 @@ class Block(TransformerBlock):
         rotary = None if rotary_pos_emb is None else rotary_pos_emb.unbind()
         for layer in self.layers:
             hidden, _ = layer.forward(hidden, rotary_pos_emb=rotary, packed_seq_params=packed_seq_params)
-        return hidden if self.final_layernorm is None else self.final_layernorm(hidden)
+        return hidden if self.final_layernorm is None else self.final_layernorm.forward(hidden)
 
 
 def _sum(bda: Any, added: tuple[torch.Tensor, torch.Tensor | None], residual: torch.Tensor) -> torch.Tensor:

@@ -184,7 +184,9 @@ class LlamaModel(LanguageModule):
         Returns:
             Hidden states `[S, B, H]` of this rank's positions; under sequence parallelism its part of them.
         """
-        return self.decoder(embeddings, attention_mask=None, rotary_pos_emb=self._rotary(view), packed_seq_params=view)
+        # without gradients past what megatron-core asks about CUDA graphs in every call
+        decoder = self.decoder if torch.is_grad_enabled() else self.decoder.forward
+        return decoder(embeddings, attention_mask=None, rotary_pos_emb=self._rotary(view), packed_seq_params=view)
 
     def _rotary(self, view: SequenceView) -> torch.Tensor:
         """Cosines and sines of this rank's positions."""
