@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tests.repo.files import REPO
 from tests.support.bench import bench_script, run_bench
 
 
@@ -87,14 +85,14 @@ def test_baselines_are_what_they_are_called(baseline: str, monkeypatch: pytest.M
         assert sorted(np.bincount(bins).tolist()) == [3, 3, 4]
 
 
-def test_cross_entropy_memory() -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [[], ["--padding", "7"], ["--ranks", "2", "--vocabulary", "150001", "--tokens", "1024"]],
+    ids=["even", "padded", "tp2 padded"],
+)
+def test_cross_entropy_memory(layout: list[str]) -> None:
     """The one figure that tests rely on: at least four times less memory, for the same loss and gradients."""
-    script = REPO / "scripts" / "bench" / "cross_entropy.py"
-    options = ["--tokens", "512", "--hidden", "32", "--vocabulary", "150000", "--json"]
-    done = subprocess.run(
-        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=280, check=True
-    )
-    result = json.loads(done.stdout)
+    result = run_bench("cross_entropy", "--tokens", "512", "--hidden", "32", "--vocabulary", "150000", *layout)
     assert result["memory_ratio"] > 4
     assert result["loss_difference"] < 1e-5
     assert result["gradient_difference"] < 1e-4
