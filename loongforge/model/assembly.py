@@ -155,7 +155,10 @@ def build_model(config: Config, groups: Groups, *, image_token: int | None) -> V
     bind_kernels(config.kernels, current())
     parts = {name: _build_component(config, name, groups) for name in ("vision", "projector", "llm")}
     _require_matches(config, parts)
-    return VisionLanguageModel(**parts, images=image_spec(config, image_token)).to(current().device())
+    llm = config.model.llm
+    routers = llm.routers if isinstance(llm, LLMConfig) else None
+    images = image_spec(config, image_token)
+    return VisionLanguageModel(**parts, images=images, routers=routers).to(current().device())
 
 
 def image_spec(config: Config, image_token: int | None) -> ImageSpec | None:

@@ -14,7 +14,9 @@ select("auto").activate()
 from loongforge.components.transformer import experts  # noqa: E402
 from loongforge.components.transformer.experts import ExpertFeedForward  # noqa: E402
 from loongforge.components.transformer.lora import LowRank  # noqa: E402
+from loongforge.components.transformer.router_spec import RouterSpec  # noqa: E402
 from loongforge.components.transformer.sequence import SequenceView  # noqa: E402
+from loongforge.model.balance import ExpertCounts  # noqa: E402
 from loongforge.model.encoding import Bridge  # noqa: E402
 from loongforge.model.execution import Runner  # noqa: E402
 from loongforge.parallel.groups import Groups  # noqa: E402
@@ -48,6 +50,9 @@ class _Faults:
             "part of the router": lambda: mock.patch.object(
                 experts, "copy_to_tensor_model_parallel_region", lambda x, group: x
             ),
+            "loads of a replica": lambda: mock.patch.object(ExpertCounts, "settle", _own_loads),
+            "loads of a micro-batch": lambda: mock.patch.object(RouterSpec, "counts_first", return_value=False),
+            "padding counts": lambda: mock.patch.object(SequenceView, "real", None),
             "adapter sum": lambda: mock.patch.object(LowRank, "_across_ranks", _only_forward(LowRank._across_ranks)),
             "late document": lambda: mock.patch.object(SequenceView, "mask", _late(SequenceView.mask)),
         }
@@ -91,6 +96,11 @@ def _dense_experts(real: Callable[..., None]) -> Callable[..., None]:
             param.allreduce = True  # type: ignore[attr-defined]
 
     return init
+
+
+def _own_loads(counts: ExpertCounts) -> None:
+    if counts.routing is not None:
+        counts.routing.loads = counts.routing.noted(counts.device)[0].sum(0)
 
 
 def _reduce_without_vision(optimizers: Optimizers) -> None:
