@@ -20,6 +20,7 @@ from loongforge.model.balance import ExpertCounts  # noqa: E402
 from loongforge.model.encoding import Bridge  # noqa: E402
 from loongforge.model.execution import Runner  # noqa: E402
 from loongforge.parallel.groups import Groups  # noqa: E402
+from loongforge.training import optimizer  # noqa: E402
 from loongforge.training.optimizer import Optimizers  # noqa: E402
 
 
@@ -53,6 +54,10 @@ class _Faults:
             "loads of a replica": lambda: mock.patch.object(ExpertCounts, "settle", _own_loads),
             "loads of a micro-batch": lambda: mock.patch.object(RouterSpec, "counts_first", return_value=False),
             "padding counts": lambda: mock.patch.object(SequenceView, "real", None),
+            "experts' adapters in parts": lambda: mock.patch.object(optimizer, "_sum_parts"),
+            "experts' adapters as dense ones": lambda: mock.patch.object(
+                LowRank, "_across_ranks", _summed(LowRank._across_ranks)
+            ),
             "adapter sum": lambda: mock.patch.object(LowRank, "_across_ranks", _only_forward(LowRank._across_ranks)),
             "late document": lambda: mock.patch.object(SequenceView, "mask", _late(SequenceView.mask)),
         }
@@ -134,6 +139,14 @@ def _late(real: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return mask
+
+
+def _summed(real: Callable[..., Any]) -> Callable[..., Any]:
+    def crossed(adapter: LowRank, hidden: Any) -> Any:
+        with mock.patch.object(adapter, "of_expert", new=False):
+            return real(adapter, hidden)
+
+    return crossed
 
 
 def _only_forward(real: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,6 +26,8 @@ class ParameterSize:
     """Over tensor-parallel ranks."""
     layers: tuple[int, ...]
     """The layers in whose pipeline stages it is."""
+    of_expert: bool = False
+    """One of the expert-parallel ranks holds it."""
 
 
 @dataclass(kw_only=True)

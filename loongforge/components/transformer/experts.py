@@ -25,7 +25,6 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import sharded_state_dict_default
 
-from loongforge.components.transformer.lora import Adaptable
 from loongforge.components.transformer.mlp import FeedForward
 from loongforge.components.transformer.routing import Routing
 
@@ -90,9 +89,6 @@ class ExpertFeedForward(MegatronModule):
         mine = self.sizes.number // self.ep_group.size()
         numbers = range(self.ep_group.rank() * mine, (self.ep_group.rank() + 1) * mine)
         self.experts = torch.nn.ModuleDict({str(number): kind(inner) for number in numbers})
-        for part in self.experts.modules():
-            if isinstance(part, Adaptable):
-                part.takes_adapter = False
         for param in self.experts.parameters():
             param.allreduce = False  # type: ignore[attr-defined] # megatron-core sums their gradients over ranks with the same experts only
 

@@ -57,6 +57,12 @@ class Qwen3MoeConfig(Qwen3Config):
             kept=taken * (3 * self.expert_hidden_size + 2 * self.hidden_size),
         )
 
+    def feed_forward_parts(self, layer: int) -> list[tuple[str, int]]:
+        """Names and widths of a layer's experts."""
+        if not self.has_experts(layer):
+            return super().feed_forward_parts(layer)
+        return [(f"experts.{number}.", self.expert_hidden_size) for number in range(self.num_experts)]
+
     def expert_params_on(self, tp: int, pp: int, stage: int, ep: int) -> int:
         """Parameters of experts that a rank of a pipeline stage holds."""
         layers = stage_layers(self.num_layers, pp, stage)
