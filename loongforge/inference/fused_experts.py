@@ -1,5 +1,5 @@
-"""Adapters of experts for peft: transformers holds the experts of a layer in two stacked parameters, of which peft adapts
-each as a whole (`target_parameters`, `peft.tuners.lora.layer.ParamWrapper`)."""
+"""Adapters of experts for peft: transformers holds the experts of a layer in two stacked parameters, and peft adapts a
+parameter as a whole (`target_parameters`, `peft.tuners.lora.layer.ParamWrapper`)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def fuse(adapters: Mapping[str, torch.Tensor], settings: LoraConfig, num_experts
 def _fuse_module(
     module: str, parts: Mapping[tuple[int, str], Adapter], settings: LoraConfig, num_experts: int, found: FusedAdapters
 ) -> None:
-    """peft wraps the module once for each adapted parameter: the last one is outside, and named without `base_layer`."""
+    """peft wraps the module once for each adapted parameter; the last one is outside, and has no `base_layer`."""
     adapted = [name for name, layers in _STACKED.items() if any(layer in layers for _, layer in parts)]
     for depth, name in enumerate(reversed(adapted)):
         layers = [layer for layer in _STACKED[name] if any(layer == own for _, own in parts)]

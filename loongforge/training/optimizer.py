@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import (
+    ChainedOptimizer,
     MegatronOptimizer,
     ParamKey,
     get_megatron_optimizer,
@@ -46,12 +47,14 @@ class _Part:
             grad_reduce_in_fp32=True, use_distributed_optimizer=config.optimizer.distributed
         )
         self.ddp = DistributedDataParallel(module.config, settings, module, pg_collection=groups)
-        self.optimizer: MegatronOptimizer = get_megatron_optimizer(
-            _megatron_config(config, component),
-            [self.ddp],
-            config_overrides=_overrides(config, component),
-            use_gloo_process_groups=False,
-            pg_collection=groups,
+        self.optimizer: MegatronOptimizer = _without_stubs(
+            get_megatron_optimizer(
+                _megatron_config(config, component),
+                [self.ddp],
+                config_overrides=_overrides(config, component),
+                use_gloo_process_groups=False,
+                pg_collection=groups,
+            )
         )
 
     def clear(self) -> None:
@@ -66,6 +69,14 @@ class _Part:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (self.lora_lr_scale if group["is_decoupled_lr"] else self.lr_scale)
             group["weight_decay"] = weight_decay * group["wd_mult"]
+
+
+def _without_stubs(optimizer: MegatronOptimizer) -> MegatronOptimizer:
+    """Where experts alone train, megatron-core chains an optimizer of nothing before theirs, and cannot save the two.
+    Parameter groups are the same on all ranks, so all of them leave it out."""
+    chained = getattr(optimizer, "chained_optimizers", [])
+    real = [part for part in chained if not part.is_stub_optimizer]
+    return ChainedOptimizer(real) if real and len(real) < len(chained) else optimizer
 
 
 def _sum_parts(ddp: DistributedDataParallel, group: dist.ProcessGroup) -> None:

@@ -11,8 +11,10 @@ from loongforge.kernels.backend import select
 
 select("auto").activate()
 
+import torch  # noqa: E402
+
 from loongforge.components.transformer import experts  # noqa: E402
-from loongforge.components.transformer.experts import ExpertFeedForward  # noqa: E402
+from loongforge.components.transformer.experts import ExpertFeedForward, Router  # noqa: E402
 from loongforge.components.transformer.lora import LowRank  # noqa: E402
 from loongforge.components.transformer.router_spec import RouterSpec  # noqa: E402
 from loongforge.components.transformer.sequence import SequenceView  # noqa: E402
@@ -51,6 +53,8 @@ class _Faults:
             "part of the router": lambda: mock.patch.object(
                 experts, "copy_to_tensor_model_parallel_region", lambda x, group: x
             ),
+            "first experts only": lambda: mock.patch.object(Router, "forward", _first_experts(0)),
+            "last experts only": lambda: mock.patch.object(Router, "forward", _first_experts(-1)),
             "loads of a replica": lambda: mock.patch.object(ExpertCounts, "settle", _own_loads),
             "loads of a micro-batch": lambda: mock.patch.object(RouterSpec, "counts_first", return_value=False),
             "padding counts": lambda: mock.patch.object(SequenceView, "real", None),
@@ -101,6 +105,21 @@ def _dense_experts(real: Callable[..., None]) -> Callable[..., None]:
             param.allreduce = True  # type: ignore[attr-defined]
 
     return init
+
+
+def _first_experts(shift: int) -> Callable[..., Any]:
+    """No mistake: a router that sends all tokens to the same experts, the first or the last ones."""
+
+    def forward(router: Router, x: Any, real: Any = None) -> Any:
+        number, k = router.sizes.number, router.sizes.per_token
+        probabilities = torch.nn.functional.linear(x, router.weight).softmax(-1, dtype=torch.float32)
+        chosen = (torch.arange(k) + (number - k if shift else 0)).expand(len(x), k)
+        weights = probabilities.gather(1, chosen)
+        if router.sizes.normalised:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights.to(x.dtype), chosen
+
+    return forward
 
 
 def _own_loads(counts: ExpertCounts) -> None:
