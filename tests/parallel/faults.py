@@ -58,6 +58,7 @@ class _Faults:
             "loads of a replica": lambda: mock.patch.object(ExpertCounts, "settle", _own_loads),
             "loads of a micro-batch": lambda: mock.patch.object(RouterSpec, "counts_first", return_value=False),
             "padding counts": lambda: mock.patch.object(SequenceView, "real", None),
+            "experts draw with others": _drawing_with_others,
             "experts' adapters in parts": lambda: mock.patch.object(optimizer, "_sum_parts"),
             "experts' adapters as dense ones": lambda: mock.patch.object(
                 LowRank, "_across_ranks", _summed(LowRank._across_ranks)
@@ -120,6 +121,20 @@ def _first_experts(shift: int) -> Callable[..., Any]:
         return weights.to(x.dtype), chosen
 
     return forward
+
+
+@contextlib.contextmanager
+def _drawing_with_others() -> Iterator[None]:
+    """From the same random numbers as what ranks share, though ranks draw for different rows: here for some or none."""
+
+    def random(adapter: LowRank, own: bool) -> Any:
+        return contextlib.nullcontext()
+
+    with (
+        mock.patch.object(Router, "forward", _first_experts(0)),
+        mock.patch.object(LowRank, "_random", random),
+    ):
+        yield
 
 
 def _own_loads(counts: ExpertCounts) -> None:

@@ -88,6 +88,23 @@ def test_a_fault_is_seen(fault: str, name: str, one_process: Callable[..., Outco
     assert compare(one_process(**options), ranks).problems
 
 
+def _with_dropout(rank_pool: Pools, fault: str = "") -> Outcome:
+    """The encoder's shards are on ranks that hold different experts, and see different numbers of rows for them."""
+    config = _config(3, ParallelConfig(ep=2), num_experts=8, lora=LoraConfig(rank=2, dropout=0.4))
+    vision = config.model.vision
+    assert vision is not None
+    vision.lora, vision.parallel = LoraConfig(rank=2, dropout=0.4), ParallelConfig(tp=2)
+    return rank_pool(2).run(train, config, fault)[0]
+
+
+def test_dropout_leaves_replicas_the_same(rank_pool: Pools) -> None:
+    assert not _with_dropout(rank_pool, "first experts only").differing
+
+
+def test_experts_that_draw_with_others_are_seen(rank_pool: Pools) -> None:
+    assert _with_dropout(rank_pool, "experts draw with others").differing
+
+
 CHAIN: list[tuple[int, ParallelConfig]] = [
     (1, ParallelConfig()),
     (4, ParallelConfig(tp=2, ep=2)),
@@ -100,8 +117,8 @@ CHAIN: list[tuple[int, ParallelConfig]] = [
 
 @pytest.mark.parametrize(
     "options",
-    [MOE | dict(distributed=True), MIXED, ADAPTED | dict(distributed=True)],
-    ids=["distributed", "layers of two kinds", "adapters"],
+    [MOE | dict(distributed=True), MIXED, ADAPTED | dict(distributed=True), SOME],
+    ids=["distributed", "layers of two kinds", "adapters", "adapters of some experts alone"],
 )
 def test_a_chain_of_layouts_is_one_run(options: dict[str, Any], rank_pool: Pools, tmp_path: Path) -> None:
     each = 2
