@@ -112,13 +112,8 @@ def main() -> None:
         with torch.no_grad():
             runner.model.llm.output_layer.weight[IMAGE_TOKEN] = 0  # a written image token would end the answer
         result = compare(runner, make_prompts(config, args.batch), args.new_tokens, args.rounds)
-    result = {
-        "model": args.model,
-        "attention": args.attention,
-        "new_tokens": args.new_tokens,
-        "batch": args.batch,
-        "threads": args.threads,
-    } | result
+    sizes = {name: getattr(args, name) for name in ("model", "attention", "new_tokens", "batch", "threads")}
+    result = sizes | result
     print(json.dumps(result) if args.json else "\n".join(f"{key:28} {value}" for key, value in result.items()))
 
 
