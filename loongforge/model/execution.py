@@ -16,6 +16,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from loongforge.components.transformer.cache import KVCache
 from loongforge.kernels.backend import widest_dtype
 from loongforge.model.ahead import ImageRowStream, encode_ahead, windows_ahead
+from loongforge.model.balance import ExpertCounts
 from loongforge.model.checks import window_size
 from loongforge.model.encoding import Bridge, ImageEncoder
 from loongforge.model.vlm import VisionLanguageModel
@@ -61,6 +62,10 @@ class Runner:
         self.device, self.wide = next(model.parameters()).device, widest_dtype()
         self.times = PhaseTimes()
         """Of the last `train`."""
+        self.experts: ExpertCounts | None = None
+        """Counts of the last `train`; None: the LLM has no experts."""
+        if model.routers is not None:
+            self.experts = ExpertCounts(model.routers, getattr(model.llm, "routing", None), groups, self.device)
         if model.images is not None:
             exchange = Exchange(groups, observe)
             self.encoder = ImageEncoder(model, groups, exchange, self.device)
@@ -77,6 +82,11 @@ class Runner:
             Scalar in the device's widest dtype: this rank's part of that quotient; 0 except on the last pipeline stage.
         """
         self.times = PhaseTimes()
+        if self.experts is not None:
+            self.experts.begin()
+            number = len(next(iter(micro_batches.values()), ()))
+            if self.experts.spec.counts_first(number, self.groups.layout.llm.pp):
+                self._count_experts(micro_batches, self.experts)
         if self.model.images is None:
             began = time.perf_counter()
             parts = self._train_llm(self._own(micro_batches), num_label_tokens, lambda number: None)
@@ -88,6 +98,23 @@ class Runner:
             for part in self._windows(micro_batches):
                 parts += self._train_window(part, num_label_tokens)
         return torch.stack(parts).sum() if parts else torch.zeros((), dtype=self.wide, device=self.device)
+
+    def _count_experts(self, micro_batches: MicroBatches, experts: ExpertCounts) -> None:
+        """A pass of the whole step without gradients, which the loss that balances experts needs before the first
+        backward pass."""
+
+        def step(numbered: Iterator[Any], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
+            number, batch = next(numbered)
+            with experts.noting():
+                hidden = model(batch, rows[number] if model.pre_process else None)
+            return hidden, lambda hidden, non_loss_data: None
+
+        for part in self._windows(micro_batches) if self.model.images is not None else [micro_batches]:
+            rows = self.encode(part)
+            with self.evaluating(), torch.no_grad():
+                self._schedule(self._own(part), step, forward_only=True, collect_non_loss_data=True)
+        experts.settle()
+        experts.forget()
 
     def _train_window(self, micro_batches: MicroBatches, num_label_tokens: int) -> list[torch.Tensor]:
         """Colocated: all ranks encode, then the LLM runs, then gradients return."""
@@ -127,6 +154,7 @@ class Runner:
         self, batches: Sequence[Inputs], num_label_tokens: int, image_rows: Callable[[int], torch.Tensor | None]
     ) -> list[torch.Tensor]:
         one = torch.ones((), dtype=torch.int, device=self.device)
+        experts = self.experts
 
         def step(numbered: Iterator[Any], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
             number, batch = next(numbered)
@@ -135,7 +163,13 @@ class Runner:
                 mean = model.losses(hidden, batch).sum() / num_label_tokens
                 return mean, one, mean.detach().to(self.wide)
 
-            return model(batch, image_rows(number) if model.pre_process else None), loss
+            rows = image_rows(number) if model.pre_process else None
+            if experts is None:
+                return model(batch, rows), loss
+            with experts.noting():
+                hidden = model(batch, rows)
+            experts.settle_in_time()
+            return hidden, loss
 
         return self._schedule(batches, step)
 

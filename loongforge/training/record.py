@@ -7,6 +7,7 @@ from typing import Any
 
 from loongforge.config.schema import Config
 from loongforge.data.batch import StepData
+from loongforge.model.balance import ExpertBalance
 from loongforge.model.flops import training_flops
 from loongforge.training.counts import StepCounts
 from loongforge.training.optimizer import StepOutcome
@@ -24,6 +25,8 @@ class StepTaken:
     rate: float
     """Learning rate before each component's `lr_scale`."""
     outcome: StepOutcome
+    experts: ExpertBalance | None = None
+    """None: the LLM has none."""
     seconds: float
     """Of the whole step."""
     waited: float
@@ -36,6 +39,8 @@ def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any
     mean_length = round(counts.tokens / counts.samples)
     flops = training_flops(config.model, tokens=counts.tokens, images=counts.images, seq_len=mean_length)
     speed = sum(flops.values()) / taken.seconds / setup.world.size
+    experts = taken.experts
+    routed = {} if experts is None else {"router_aux_loss": experts.loss, "balance/experts": experts.imbalance}
     peak = setup.backend.peak_flops(config.trainer.precision)
     return {
         "loss": taken.loss,
@@ -55,6 +60,7 @@ def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any
         "memory_gib": setup.backend.peak_memory_bytes() / 2**30,
         "balance/llm": counts.balance_llm,
         "balance/vision": counts.balance_vision,
+        **routed,
         "skipped": setup.progress.skipped,
         "left_out": setup.progress.left_out,
     }

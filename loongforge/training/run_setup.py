@@ -95,6 +95,7 @@ class Setup:
             self.notes += started.notes
             if world.rank == 0:
                 started.keep_origin(self.origin)
+        self.notes += config.model.llm.notes() if isinstance(config.model.llm, LLMConfig) else []
         self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window)
         self.optimizers = Optimizers(config, self.model, self.groups)
         vision = config.model.vision

@@ -101,10 +101,18 @@ class Trainer:
         rate = learning_rate(self.config.optimizer, step, self.config.trainer.steps)
         loss, outcome = self._learn(data, counts, rate)
         self.setup.refiner.note(step, data, self.setup.runner.times)
+        experts = None if self.setup.runner.experts is None else self.setup.runner.experts.figures()
         self._count_skipped(outcome, step)
         seconds = time.perf_counter() - began
         taken = StepTaken(
-            data=data, counts=counts, loss=loss, rate=rate, outcome=outcome, seconds=seconds, waited=waited
+            data=data,
+            counts=counts,
+            loss=loss,
+            rate=rate,
+            outcome=outcome,
+            experts=experts,
+            seconds=seconds,
+            waited=waited,
         )
         self.reporter.step(step + 1, taken)
         return counts.stop
