@@ -178,10 +178,8 @@ def _empty(x: torch.Tensor, *_: Any) -> str | None:
     return None if x.numel() else "no numbers"
 
 
-def kernels() -> list[Impl]:
-    """Ranked: the special package before torch's own, both before the generic ones."""
+def _attention_kernels() -> list[Impl]:
     flash, flash_source = _lacks("flash_attn"), "flash-attn's README: flash_attn_func, flash_attn_varlen_func"
-    liger, liger_source = _lacks("liger_kernel"), "liger-kernel's ops/{rms_norm,swiglu}.py"
     return [
         Impl(
             op="attention",
@@ -228,6 +226,14 @@ def kernels() -> list[Impl]:
             missing=_lacks("transformer_engine"),
             refuses=_te_refuses,
         ),
+    ]
+
+
+def kernels() -> list[Impl]:
+    """Ranked: the special package before torch's own, both before the generic ones."""
+    liger, liger_source = _lacks("liger_kernel"), "liger-kernel's ops/{rms_norm,swiglu}.py"
+    return [
+        *_attention_kernels(),
         Impl(
             op="rms_norm",
             name="liger",
