@@ -13,6 +13,7 @@ from typing import Literal
 from loongforge.config.kernels import KernelsConfig
 from loongforge.config.launch_schema import ClusterConfig, LauncherConfig
 from loongforge.config.parallel import ParallelConfig
+from loongforge.config.profile_schema import ProfileConfig
 
 SCHEMA_VERSION = 1
 
@@ -265,7 +266,6 @@ class LoggingConfig:
 
 
 @dataclass(kw_only=True)
-@dataclass(kw_only=True)
 class RunConfig:
     """Where the run lives."""
 
@@ -295,6 +295,7 @@ class Config:
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     cluster: ClusterConfig | None = None

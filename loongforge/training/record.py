@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,15 @@ class StepTaken:
     rate: float
     """Learning rate before each component's `lr_scale`."""
     outcome: StepOutcome
-    seconds: float
-    """Of the whole step."""
-    waited: float
-    """Seconds of it spent waiting for data."""
+    times: Mapping[str, float]
+    """Seconds in each phase, mean over the ranks; together those of the step."""
+    own_times: Mapping[str, float]
+    """The same of this rank."""
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return sum(self.times.values())
 
 
 def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any]:
@@ -48,7 +54,8 @@ def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any
         "samples": counts.samples,
         "images": counts.images,
         "step_time_s": taken.seconds,
-        "data_wait_s": taken.waited,
+        "data_wait_s": taken.times["data"],
+        **{f"time/{phase}": seconds for phase, seconds in taken.times.items()},
         "tokens_per_s": counts.tokens / taken.seconds,
         "tflops": speed / 1e12,
         "mfu": speed / peak if peak else None,

@@ -27,6 +27,7 @@ from loongforge.data.build import build_processor
 from loongforge.data.loader import TrainLoader
 from loongforge.inference.export import export_checkpoint
 from loongforge.kernels.backend import Backend
+from loongforge.kernels.phases import PhaseClock
 from loongforge.model.assembly import bind_kernels, build_model
 from loongforge.model.checks import check_model, micro_batch_size
 from loongforge.model.execution import Runner
@@ -95,7 +96,8 @@ class Setup:
             self.notes += started.notes
             if world.rank == 0:
                 started.keep_origin(self.origin)
-        self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window)
+        self.phases = PhaseClock(backend.tools())
+        self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window, phases=self.phases)
         self.optimizers = Optimizers(config, self.model, self.groups)
         vision = config.model.vision
         patches = vision.num_patches if isinstance(vision, VisionConfig) and not self.processor.any_size else 1
