@@ -8,7 +8,9 @@ from typing import Any
 
 from loongforge.config.schema import Config
 from loongforge.data.batch import StepData
-from loongforge.model.flops import training_flops
+from loongforge.kernels.backend import Backend
+from loongforge.model.assembly import component_configs
+from loongforge.model.work import StepFlops
 from loongforge.training.counts import StepCounts
 from loongforge.training.optimizer import StepOutcome
 from loongforge.training.run_setup import Setup
@@ -39,10 +41,6 @@ class StepTaken:
 def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any]:
     """The fields of a step, but for its number."""
     counts, outcome = taken.counts, taken.outcome
-    mean_length = round(counts.tokens / counts.samples)
-    flops = training_flops(config.model, tokens=counts.tokens, images=counts.images, seq_len=mean_length)
-    speed = sum(flops.values()) / taken.seconds / setup.world.size
-    peak = setup.backend.peak_flops(config.trainer.precision)
     return {
         "loss": taken.loss,
         "lr": taken.rate,
@@ -57,11 +55,39 @@ def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any
         "data_wait_s": taken.times["data"],
         **{f"time/{phase}": seconds for phase, seconds in taken.times.items()},
         "tokens_per_s": counts.tokens / taken.seconds,
-        "tflops": speed / 1e12,
-        "mfu": speed / peak if peak else None,
+        **utilisation(setup.flops.step(counts.work), config, setup.backend, taken.seconds * setup.world.size),
         "memory_gib": setup.backend.peak_memory_bytes() / 2**30,
         "balance/llm": counts.balance_llm,
         "balance/vision": counts.balance_vision,
         "skipped": setup.progress.skipped,
         "left_out": setup.progress.left_out,
     }
+
+
+def utilisation(
+    flops: Mapping[str, StepFlops], config: Config, backend: Backend, device_seconds: float
+) -> dict[str, float | None]:
+    """TFLOP/s of a device, and what part of its peak they are where that is known.
+
+    Components have the whole step's time, so that their parts add up to the whole. The peak of each is that of the type
+    it computes in.
+
+    Args:
+        flops: Of the step, over all ranks.
+        config: The recipe.
+        backend: Knows the peaks.
+        device_seconds: Of the step, times its devices.
+    """
+    speeds = {name: found.model / device_seconds for name, found in flops.items()}
+    rates: dict[str, float | None] = {"tflops": sum(speeds.values()) / 1e12}
+    rates |= {f"tflops/{name}": speed / 1e12 for name, speed in speeds.items()}
+    peaks = {
+        name: backend.peak_flops(part.dtype or config.trainer.precision)
+        for name, part in component_configs(config).items()
+    }
+    if any(peak is None for peak in peaks.values()):
+        return rates | {"mfu": None}
+    shares = {name: (speeds[name], flops[name].hardware / device_seconds, peak or 0.0) for name, peak in peaks.items()}
+    rates |= {"mfu": sum(speed / peak for speed, _, peak in shares.values())}
+    rates |= {f"mfu/{name}": speed / peak for name, (speed, _, peak) in shares.items()}
+    return rates | {"hfu": sum(hardware / peak for _, hardware, peak in shares.values())}

@@ -32,6 +32,7 @@ from loongforge.model.assembly import bind_kernels, build_model
 from loongforge.model.checks import check_model, micro_batch_size
 from loongforge.model.execution import Runner
 from loongforge.model.weights import model_state
+from loongforge.model.work import FlopCounter, find_adapters
 from loongforge.parallel.groups import make_groups
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import World
@@ -89,8 +90,9 @@ class Setup:
         self.groups = make_groups(layout, backend.dist_backend, seed=config.trainer.seed)
         self._open_data(layout)
         self.kernels = bind_kernels(config.kernels, backend)
-        image_token = self.processor.image_token_id if config.model.vision is not None else None
-        self.model = build_model(config, self.groups, image_token=image_token)
+        self.image_token = self.processor.image_token_id if config.model.vision is not None else None
+        self.model = build_model(config, self.groups, image_token=self.image_token)
+        self.flops = FlopCounter(config, find_adapters(config, self.model))
         if resumed is None:
             started = load_initial_weights(config, self.model, self.groups)
             self.notes += started.notes

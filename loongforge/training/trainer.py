@@ -96,7 +96,14 @@ class Trainer:
         phases.start()
         with phases("data"):
             data = self.setup.loader.load(step)
-        counts = count_step(data, self.setup.groups, signalled=self.stop.requested > 0, device=self.setup.runner.device)
+        counts = count_step(
+            data,
+            self.setup.groups,
+            self.config.model,
+            image_token=self.setup.image_token,
+            signalled=self.stop.requested > 0,
+            device=self.setup.runner.device,
+        )
         if not counts.same_data:
             raise UserError(
                 f"step {step + 1}: the ranks have not divided the same samples alike; they do not see the same data. "
