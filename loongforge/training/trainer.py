@@ -40,6 +40,8 @@ class Trainer:
 
     def __init__(self, config: Config, tree: dict[str, Any], *, world: World, backend: Backend, run_dir: Path) -> None:
         self.config = config
+        if config.profile.memory:
+            backend.tools().record_memory()
         self.setup = Setup(config, tree, world=world, backend=backend, run_dir=run_dir)
         self.reporter = Reporter(config, tree, self.setup, run_dir)
         self.tracer = Tracer(config.profile, backend, self.setup.phases, run_dir, world.rank)
