@@ -237,6 +237,8 @@ class TrainerConfig:
     step where the LLM is a pipeline on the same ranks. Fewer need less memory and drain the pipeline more often."""
     recompute: Literal["none", "full"] = "none"
     """Recompute activations in the backward pass (LLM and ViT layers)."""
+    compile: Literal["off", "layers"] = "off"
+    """`layers`: `torch.compile` each transformer layer, where the backend can (`loongforge backends`)."""
 
 
 @dataclass(kw_only=True)

@@ -56,7 +56,13 @@ def relief(
 
 
 def _held(config: Config, layout: Layout, whole_logits: bool) -> Memory:
-    costs = Costs(config, Workload.from_recipe(config))
+    load = Workload.from_recipe(config)
+    if config.packing.enabled:  # a row as one sample, with as many images as the samples in it
+        tokens = micro_batch_tokens(config, layout)
+        load = Workload(tokens, load.images * tokens / load.tokens)
+        config = copy(config)
+        config.trainer = replace(config.trainer, micro_batch_size=1)
+    costs = Costs(config, load)
     candidates = [memory_on(costs, layout, rank) for rank in fullest_candidates(layout)]
     if not whole_logits:
         candidates = [replace(one, logits=0.0) for one in candidates]
@@ -76,7 +82,7 @@ def _changes(config: Config, layout: Layout, *, whole_logits: bool, bf16: bool) 
     if bf16:
         settings.append(Setting("trainer", "precision", "bf16"))
     if whole_logits:
-        settings.append(Setting("kernels", "linear_cross_entropy", "auto"))
+        settings.append(Setting("kernels", "linear_cross_entropy", "torch"))
     for setting in settings:
         changed = setting.applied(config)
         if changed is not config:

@@ -30,6 +30,7 @@ from loongforge.kernels.backend import Backend
 from loongforge.kernels.phases import PhaseClock
 from loongforge.model.assembly import bind_kernels, build_model
 from loongforge.model.checks import check_model, micro_batch_size
+from loongforge.model.compiled import compile_layers, require_compiler
 from loongforge.model.execution import Runner
 from loongforge.model.weights import model_state
 from loongforge.model.work import FlopCounter, find_adapters
@@ -92,6 +93,9 @@ class Setup:
         self.kernels = bind_kernels(config.kernels, backend)
         self.image_token = self.processor.image_token_id if config.model.vision is not None else None
         self.model = build_model(config, self.groups, image_token=self.image_token)
+        if config.trainer.compile == "layers":
+            self.notes += [note] if (note := require_compiler(backend)) else []
+            compile_layers(self.model)
         self.flops = FlopCounter(config, find_adapters(config, self.model))
         if resumed is None:
             started = load_initial_weights(config, self.model, self.groups)
