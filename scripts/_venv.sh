@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh: the virtual environment `.venv` in the repo, made once and kept up to date.
+# Sourced by quickstart.sh, test.sh and test_pythons.sh: the virtual environment `.venv` in the repo, made once and kept up to date.
 
 REPO="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 VENV="$REPO/.venv"
@@ -61,4 +61,11 @@ ensure_venv() {
     -c "$REPO/constraints.txt" -e "$target" </dev/null ||
     stop "the installation failed (pip's message is above). Nothing is half-done: run the same command again."
   echo "$wanted" >"$VENV/.loongforge-${extra:-base}"
+}
+
+# workers PYTHON: how many processes tests share, no more than the cores that this one may use, four at most.
+workers() {
+  "$1" -c 'import os
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+print(max(1, min(4, cores)))'
 }

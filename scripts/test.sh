@@ -13,15 +13,12 @@ check() {
   "$@" </dev/null || failed+=("$1")
 }
 
-cores="$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')"
-workers=$((cores < 2 ? 1 : cores > 4 ? 4 : cores))
-
 check ruff check .
 check ruff format --check .
 check mypy
 check lint-imports
 check codespell
-check pytest -n "$workers" --dist loadfile "$@"
+check pytest -n "$(workers python)" --dist loadfile "$@"
 
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2

@@ -66,11 +66,9 @@ def incomplete(source: HFSource, finding: Finding) -> list[str]:
     stored = source.folder.tensors
     aside = {bare: name for name, bare in carried(source).items()}
     layers = {_general(bare): stored[name].shape for bare, name in finding.taken.items() if _general(bare) != bare}
-    wanted = dict(source.names.neutral)
-    for bare in aside:
-        if _general(bare) in layers:
-            number = _NUMBER.findall(bare)[0]
-            wanted |= {kind.replace(".{i}.", number): shape for kind, shape in layers.items()}
+    wanted = {**source.names.neutral, **source.required}
+    for number in source.names.above:
+        wanted |= {kind.replace("{i}", str(number)): shape for kind, shape in layers.items()}
     missing = [bare for bare in wanted if bare not in aside]
     wrong = {
         aside[bare]: shape for bare, shape in wanted.items() if bare in aside and stored[aside[bare]].shape != shape

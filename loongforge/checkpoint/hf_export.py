@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from loongforge.checkpoint.hf_folder import DTYPES
+from loongforge.checkpoint.hf_folder import STORED
 from loongforge.checkpoint.hf_origin import PartOrigin
 from loongforge.checkpoint.hf_source import HFSource
 from loongforge.checkpoint.hf_write import Entry
@@ -111,7 +111,8 @@ class PartExport:
 
     def _written(self, bare: str, spellings: list[str], shape: tuple[int, ...], stored: torch.dtype) -> Entry:
         name, spelled = self.origin.tensors.get(bare, (spellings[0], ""))
-        dtype = self.dtype or DTYPES.get(spelled, stored)
+        own = STORED.get(spelled, stored)
+        dtype = self.dtype or own if own.is_floating_point else own
         same = self.origin.is_whole and name in spellings
         return Entry(name if same else spellings[0], tuple(shape), dtype)
 
@@ -142,7 +143,7 @@ class PartExport:
         """Tensors that are not built here: those of the origin, else neutral ones."""
         carried = self.origin.carried.tensors if self.origin.carried is not None else {}
         for bare, stored in carried.items():
-            yield self._written(bare, self.names.spellings(bare), stored.shape, DTYPES[stored.dtype]), bare
+            yield self._written(bare, self.names.spellings(bare), stored.shape, STORED[stored.dtype]), bare
         known = next(iter(self._shapes.values()))[1]
         for bare, shape in self.names.neutral.items():
             if bare not in carried:
@@ -156,7 +157,7 @@ class PartExport:
         """The same tensors, each read when it is asked for."""
         for work in self._work:
             rule, _ = self.names.find(work.name)
-            pieces = rule.split(self._full(work.name))
+            pieces = rule.split(full_weight(self.component, self.weights, work.name, self._shapes))
             for number, _ in work.entries:
                 yield pieces[number]
         for entry, bare in self._aside:
@@ -165,13 +166,14 @@ class PartExport:
             else:
                 yield (torch.ones if bare.endswith("weight") else torch.zeros)(entry.shape)
 
-    def _full(self, name: str) -> torch.Tensor:
-        """A tensor of ours, with its adapter's part if it has one."""
-        adapters = [name.removesuffix("weight") + f"lora.{part}" for part in "ab"]
-        if self.component.lora is None or adapters[0] not in self._shapes:
-            return self.weights.read(name)
-        full = {own: self.weights.read(own) for own in (name, *adapters)}
-        return merged(full, self.component.lora, self.component.name_map())[name]
+
+def full_weight(component: FamilyConfig, weights: Weights, name: str, known: Collection[str]) -> torch.Tensor:
+    """A tensor of ours by global name, with its adapter's part if that is among the `known` names."""
+    adapters = [name.removesuffix("weight") + f"lora.{part}" for part in "ab"]
+    if component.lora is None or adapters[0] not in known:
+        return weights.read(name)
+    full = {own: weights.read(own) for own in (name, *adapters)}
+    return merged(full, component.lora, component.name_map())[name]
 
 
 def export_config(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from loongforge.config.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+STORED = {**DTYPES, **_INTEGERS, "BOOL": torch.bool}
+"""With types that no weight has, but buffers that are kept aside."""
 _BLOCK = 32 << 20
 """Bytes read at once where only columns are wanted."""
 
@@ -38,7 +41,7 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Size of the whole tensor."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize if self.dtype in DTYPES else 0
+        return math.prod(self.shape) * STORED[self.dtype].itemsize if self.dtype in STORED else 0
 
 
 class HFFolder:
@@ -117,7 +120,7 @@ class HFFolder:
     def read_range(self, name: str, axis: int, first: int, count: int | None) -> torch.Tensor:
         """`count` entries along an axis from `first` on; None: the whole tensor."""
         stored = self.tensors[name]
-        handle, dtype, shape = self._handle(stored.file), DTYPES[stored.dtype], stored.shape
+        handle, dtype, shape = self._handle(stored.file), STORED[stored.dtype], stored.shape
         if count is None or not shape:
             return _read(handle, stored.start, math.prod(shape), dtype).view(shape)
         inner = math.prod(shape[axis + 1 :])
@@ -204,7 +207,7 @@ def _entries(file: Path, header: dict[str, Any], begin: int, size: int) -> dict[
         if begin + end > size:
             raise UserError(f"{file} is torn: tensor '{name}' ends at byte {begin + end}, the file at {size}")
         found[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), begin + first)
-        if entry["dtype"] in DTYPES and found[name].nbytes != end - first:
+        if entry["dtype"] in STORED and found[name].nbytes != end - first:
             raise UserError(f"{file}: tensor '{name}' of shape {entry['shape']} has {end - first} bytes")
     if begin + covered != size:
         raise UserError(f"{file} has {size - begin - covered} bytes that no tensor has")

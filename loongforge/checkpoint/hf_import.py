@@ -10,6 +10,7 @@ from typing import Any
 from loongforge.checkpoint.families.base import Family, component_from_hf
 from loongforge.checkpoint.families.registry import families, family_of
 from loongforge.checkpoint.hf_checks import incomplete, left_over, listed, mixed_types, setting_differences, untied
+from loongforge.checkpoint.hf_files import check_files
 from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.checkpoint.hf_source import Finding, HFSource
 from loongforge.components.base import FamilyConfig
@@ -47,6 +48,7 @@ def import_whole(model: ModelConfig, path: Path) -> HFImport:
     Raises:
         UserError: a family that is not supported, or settings that differ from the recipe's.
     """
+    check_files(path)
     folder, config = _open(path)
     family = family_of(config, path)
     theirs = family.components(config, path)
@@ -63,7 +65,9 @@ def import_whole(model: ModelConfig, path: Path) -> HFImport:
         differences += setting_differences(name, part, other, whole=True, path=path)
     _require_equal(differences, path)
     sources = {
-        name: HFSource(folder, family.name_map(name, part), name, _vocabulary(theirs[name]))
+        name: HFSource(
+            folder, family.name_map(name, part), name, _vocabulary(theirs[name]), family.required(name, part, config)
+        )
         for name, part in ours.items()
     }
     return HFImport(path, config, sources, lambda name: True, family)

@@ -17,18 +17,13 @@ from typing import Any
 
 from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.hf_checks import carried, tied_copies
-from loongforge.checkpoint.hf_folder import DTYPES, HFFolder
+from loongforge.checkpoint.hf_files import KEPT_FILES
+from loongforge.checkpoint.hf_folder import DTYPES, STORED, HFFolder
 from loongforge.checkpoint.hf_import import HFImport
 from loongforge.checkpoint.hf_source import Finding
 from loongforge.checkpoint.hf_write import Entry, write_safetensors
 
 FOLDER = "hf"
-KEPT_FILES = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
 
 
 @dataclass
@@ -84,13 +79,14 @@ def _describe(made: HFImport, name: str, finding: Finding) -> dict[str, Any]:
 
 
 def _kept(made: HFImport, name: str) -> list[tuple[str, str]]:
-    """Names and bare names of what is kept aside: not integers, which older transformers saved and nobody reads."""
+    """Names and bare names of what is kept aside: of a component's own folder nothing that a whole model does not need,
+    as integers, which older transformers saved."""
     source = made.sources[name]
     is_whole, tensors = made.family is not None, source.folder.tensors
     return [
         (full, bare)
         for full, bare in sorted(carried(source).items())
-        if tensors[full].dtype in DTYPES and (is_whole or not source.names.is_alone(bare))
+        if tensors[full].dtype in (STORED if is_whole else DTYPES) and (is_whole or not source.names.is_alone(bare))
     ]
 
 
@@ -99,7 +95,7 @@ def _carry(made: HFImport, name: str, folder: Path) -> None:
     if not kept:
         return
     tensors = source.folder.tensors
-    entries = [Entry(bare, tensors[full].shape, DTYPES[tensors[full].dtype]) for full, bare in kept]
+    entries = [Entry(bare, tensors[full].shape, STORED[tensors[full].dtype]) for full, bare in kept]
     aside = folder / f"carried-{name}"
     aside.mkdir(exist_ok=True)
     write_safetensors(aside, entries, (source.folder.read(full) for full, _ in kept), max_bytes=1 << 62)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -37,10 +37,19 @@ class HFSource:
         names: Their names there.
         component: `vision`, `projector` or `llm`, for messages.
         rows: The vocabulary that `config.json` states; None: it states none.
+        required: Shapes, by bare name, of what is kept aside and has to be there as `config.json` says.
     """
 
-    def __init__(self, folder: HFFolder, names: NameMap, component: str, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: HFFolder,
+        names: NameMap,
+        component: str,
+        rows: int | None = None,
+        required: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         self.folder, self.names, self.component, self.rows = folder, names, component, rows
+        self.required = dict(required or {})
 
     def spellings(self, bare: str) -> list[str]:
         """Every name under which the folder may hold a tensor of a kind that only has one in a layer."""

@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 import torch
 
-from loongforge.checkpoint.hf_folder import DTYPES, INDEX, SINGLE
+from loongforge.checkpoint.hf_folder import INDEX, SINGLE, STORED
 from loongforge.config.errors import UserError
 
-_SPELLED = {dtype: name for name, dtype in DTYPES.items()}
+_SPELLED = {dtype: name for name, dtype in STORED.items()}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
+from loongforge.components.vision.base import AnySizeVisionConfig, VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig
 
@@ -23,13 +26,16 @@ def recipe_tree(folder: Path, *, name: str | None = None) -> dict[str, Any]:
         UserError: a family or a setting that is not covered.
     """
     from loongforge.checkpoint.families.registry import family_of
+    from loongforge.checkpoint.hf_files import check_files
     from loongforge.checkpoint.hf_folder import HFFolder
 
     if not HFFolder.is_one(folder):
         raise UserError(f"{folder} has no config.json: it is no folder in Hugging Face format")
+    check_files(folder)
     found = HFFolder(folder)
     family = family_of(found.config, folder)
     parts = family.components(found.config, folder)
+    _make_room(parts)
     model = {key: component_tree(part) for key, part in parts.items()}
     return {
         "name": name or folder.resolve().name,
@@ -38,6 +44,22 @@ def recipe_tree(folder: Path, *, name: str | None = None) -> dict[str, Any]:
         "optimizer": {"lr": 2e-5},
         "trainer": {"steps": 100, "global_batch_size": 8, "micro_batch_size": 1, "precision": "bf16"},
     }
+
+
+def _make_room(parts: dict[str, ComponentConfig]) -> None:
+    """An image must leave room for text, which transformers does not ask for: the size that is counted with follows the
+    context where images keep their own; else the context follows the image."""
+    vision, projector, llm = parts.get("vision"), parts.get("projector"), parts["llm"]
+    if not isinstance(vision, VisionConfig) or not isinstance(projector, ProjectorConfig):
+        return
+    assert isinstance(llm, LLMConfig)
+    if isinstance(vision, AnySizeVisionConfig):
+        edge = vision.patch_size * vision.merge_size
+        most = min(vision.image_size**2, vision.max_pixels, edge**2 * (llm.max_seq_len - 1))
+        vision.image_size = max(1, int(most**0.5) // edge) * edge
+    tokens = projector.num_tokens(vision.num_image_tokens)
+    if tokens >= llm.max_seq_len:
+        llm.max_seq_len = 2 * tokens
 
 
 def component_tree(component: ComponentConfig) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class NameMap:
         neutral: Shapes, by bare name, of tensors that transformers expects and nothing here depends on: norms, which
             an export makes ones (`weight`) or zeros where none were carried.
         growing: Bare names of tensors with a row for each token, whose number may be raised.
+        above: Numbers of layers that such checkpoints hold and that are not built here, as `carried` has them.
         tied: Bare names under which some checkpoints hold a second copy of another bare name's tensor.
     """
 
@@ -107,6 +108,7 @@ class NameMap:
         carried: Iterable[str] = (),
         alone: Iterable[str] = (),
         neutral: Mapping[str, tuple[int, ...]] | None = None,
+        above: Iterable[int] = (),
         tied: Mapping[str, str] | None = None,
         growing: Iterable[str] = (),
     ) -> None:
@@ -115,6 +117,7 @@ class NameMap:
         self.carried = list(carried)
         self.alone = list(alone)
         self.neutral = dict(neutral or {})
+        self.above = list(above)
         self.tied = dict(tied or {})
         self.growing = frozenset(growing)
         self._within: dict[str, tuple[str, ...]] | None = None
@@ -128,7 +131,13 @@ class NameMap:
         """
         rules = [replace(rule, prefixes=_longest(prefixes, rule.theirs[0])) for rule in self.rules]
         found = NameMap(
-            rules, carried=self.carried, alone=self.alone, neutral=self.neutral, tied=self.tied, growing=self.growing
+            rules,
+            carried=self.carried,
+            alone=self.alone,
+            neutral=self.neutral,
+            above=self.above,
+            tied=self.tied,
+            growing=self.growing,
         )
         found._within = dict(prefixes)
         return found

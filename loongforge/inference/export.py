@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from loongforge.checkpoint.families.base import ExportFacts, Family
+from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.families.registry import families, family_for
 from loongforge.checkpoint.hf_export import (
     CheckpointWeights,
@@ -25,6 +26,7 @@ from loongforge.checkpoint.hf_export import (
     export_config,
     with_dtype,
 )
+from loongforge.checkpoint.hf_files import TOKENIZER_FILES
 from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.checkpoint.hf_import import import_whole
 from loongforge.checkpoint.hf_origin import FOLDER, Origin, read_origin, write_origin
@@ -47,17 +49,6 @@ from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import joined_world
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def export(config: Config, tree: dict[str, Any], *, checkpoint: str, out: str, dtype: str, max_shard_size: str) -> int:
@@ -126,6 +117,8 @@ class ExportPlan:
     files: dict[str, Any]
     """More JSON files by name."""
     tokenizer: Any
+    adjust: Callable[[str, dict[str, Any]], dict[str, Any]]
+    """A JSON file that came with the origin, by name and content, as the recipe has changed it."""
 
 
 def plan_export(
@@ -138,7 +131,7 @@ def plan_export(
     """
     model = _exportable(config.model, origin)
     family = _family(model, origin)
-    tokenizer = load_tokenizer(tokenizer_dir) if any((tokenizer_dir / f).is_file() for f in _TOKENIZER_FILES) else None
+    tokenizer = load_tokenizer(tokenizer_dir) if any((tokenizer_dir / f).is_file() for f in TOKENIZER_FILES) else None
     facts = ExportFacts(
         tokenizer=tokenizer,
         image_token=config.data.image_token,
@@ -148,7 +141,11 @@ def plan_export(
     )
     parts = [_part(family, name, model, weights[name], origin, dtype) for name in component_configs(config)]
     described = _config(family, model, facts, origin, parts, dtype)
-    return ExportPlan(family, described, parts, family.files(model, facts), tokenizer)
+
+    def adjust(name: str, theirs: dict[str, Any]) -> dict[str, Any]:
+        return family.adjusted(name, theirs, model, facts)
+
+    return ExportPlan(family, described, parts, family.files(model, facts), tokenizer, adjust)
 
 
 def checkpoint_weights(config: Config, path: Path) -> dict[str, Weights]:
@@ -185,7 +182,7 @@ def write_export(
         entries = [entry for part in plan.parts for entry in part.entries()]
         tensors = (tensor for part in plan.parts for tensor in part.tensors())
         files = write_safetensors(aside, entries, tensors, max_bytes=max_bytes)
-        _write_files(aside, tokenizer_dir, plan.files, origin, plan.tokenizer)
+        _write_files(aside, tokenizer_dir, plan, origin)
         (aside / "config.json").write_text(json.dumps(plan.config, indent=2))
         _publish(aside, target)
     except BaseException:
@@ -237,9 +234,10 @@ def _config(
     return found if same and dtype is None else with_dtype(found, dtype or types.most_common(1)[0][0])
 
 
-def _write_files(folder: Path, tokenizer_dir: Path, made: dict[str, Any], origin: Origin, tokenizer: Any) -> None:
+def _write_files(folder: Path, tokenizer_dir: Path, plan: ExportPlan, origin: Origin) -> None:
     """Tokenizer, chat template, generation config, processor: the origin's own where it had them."""
-    for name in _TOKENIZER_FILES:
+    made, tokenizer = plan.files, plan.tokenizer
+    for name in TOKENIZER_FILES:
         if (tokenizer_dir / name).is_file():
             shutil.copyfile(tokenizer_dir / name, folder / name)
     ids = {key: getattr(tokenizer, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -247,7 +245,12 @@ def _write_files(folder: Path, tokenizer_dir: Path, made: dict[str, Any], origin
     for name, content in {"generation_config.json": generation, **made}.items():
         (folder / name).write_text(json.dumps(content, indent=2))
     for file in origin.files.iterdir() if origin.files is not None else ():
-        shutil.copyfile(file, folder / file.name)
+        theirs = read_json(file)
+        found = plan.adjust(file.name, theirs)
+        if found is theirs:
+            shutil.copyfile(file, folder / file.name)
+        else:
+            (folder / file.name).write_text(json.dumps(found, indent=2))
 
 
 def _publish(aside: Path, target: Path) -> None:

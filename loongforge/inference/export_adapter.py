@@ -6,22 +6,19 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from loongforge.checkpoint.hf_export import Weights
 from loongforge.checkpoint.hf_origin import FOLDER, read_origin
 from loongforge.checkpoint.lifecycle import resolve
 from loongforge.components.base import FamilyConfig
-from loongforge.components.hf import NameMap
-from loongforge.components.lora import is_adapter, to_peft
 from loongforge.config.errors import UserError
 from loongforge.config.schema import Config, LoraConfig
 from loongforge.inference.export import checkpoint_weights, plan_export
+from loongforge.inference.learned import Learned, learned_of
 from loongforge.model.assembly import component_configs
 
 _PREFIX = "base_model.model."
@@ -30,7 +27,8 @@ _PREFIX = "base_model.model."
 def export_adapter(config: Config, tree: dict[str, Any], *, checkpoint: str, out: str) -> int:
     """Writes `adapter_config.json` and `adapter_model.safetensors`. The work of one process.
 
-    Adapters come as LoRA; a projector that was trained whole comes along as one of peft's `modules_to_save`.
+    Adapters come as LoRA; what was trained whole beside them (a projector, `model.COMPONENT.train`) comes along in
+    peft's `modules_to_save`.
 
     Args:
         config: The recipe of the checkpoint.
@@ -45,29 +43,38 @@ def export_adapter(config: Config, tree: dict[str, Any], *, checkpoint: str, out
         UserError: the model has no adapters, or trained something whole that peft cannot take along.
     """
     target = Path(out)
+    count = write_adapter(config, resolve(Path(checkpoint)).path, target)
+    print(f"{target}: {count} tensors; peft.PeftModel.from_pretrained(base model, {str(target)!r}) loads it")
+    return 0
+
+
+def write_adapter(config: Config, path: Path, target: Path) -> int:
+    """Writes what a checkpoint has learned beside its base model; returns the number of tensors.
+
+    Raises:
+        UserError: as `export_adapter`, or the target exists; nothing is written then.
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--out {target} exists and is not empty; name a new folder, or remove it")
     _check(config)
-    path = resolve(Path(checkpoint)).path
     weights = checkpoint_weights(config, path)
     plan = plan_export(config, weights, read_origin(path / FOLDER), path / "tokenizer", dtype=None)
-    spell = _speller(_modules(plan.config))
+    modules = _modules(plan.config)
     learned = {
-        name: _component(part, plan.family.name_map(name, part), weights[name], spell)
+        name: learned_of(name, part, plan.family.name_map(name, part), weights[name], modules, plan.config)
         for name, part in component_configs(config).items()
         if part.trains and isinstance(part, FamilyConfig)
     }
     aside = target.with_name(f".{target.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    tensors = {_PREFIX + key: value.contiguous() for found in learned.values() for key, value in found.items()}
+    tensors = {_PREFIX + key: value.contiguous() for found in learned.values() for key, value in found.tensors.items()}
     save_file(tensors, aside / "adapter_model.safetensors")
     (aside / "adapter_config.json").write_text(json.dumps(_described(config, learned), indent=2))
     if target.is_dir():
         target.rmdir()
     aside.rename(target)
-    print(f"{target}: {len(tensors)} tensors; peft.PeftModel.from_pretrained(base model, {str(target)!r}) loads it")
-    return 0
+    return len(tensors)
 
 
 def _check(config: Config) -> None:
@@ -94,42 +101,15 @@ def _modules(described: dict[str, Any]) -> set[str]:
     return {name for name, _ in model.named_modules()}
 
 
-def _speller(modules: Collection[str]) -> Callable[[list[str]], str]:
-    def spell(spellings: list[str]) -> str:
-        found = [name for name in spellings if name in modules]
-        assert found, f"transformers' model has none of {spellings}"
-        return found[0]
-
-    return spell
-
-
-def _component(
-    part: FamilyConfig, names: NameMap, weights: Weights, spell: Callable[[list[str]], str]
-) -> dict[str, torch.Tensor]:
-    """What a component has learned, by the names of transformers' modules in memory."""
-    if part.lora is not None:
-        return to_peft({key: weights.read(key) for key in weights.shapes() if is_adapter(key)}, part.lora, names, spell)
-    found = {}
-    for key in weights.shapes():
-        rule, _ = names.find(key)
-        for spellings, piece in zip(names.sources(key), rule.split(weights.read(key)), strict=True):
-            kind = spellings[0].rpartition(".")[2]
-            found[f"{spell([name.rpartition('.')[0] for name in spellings])}.{kind}"] = piece
-    return found
-
-
-def _described(config: Config, learned: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
+def _described(config: Config, learned: dict[str, Learned]) -> dict[str, Any]:
     """`adapter_config.json`."""
     parts = component_configs(config)
     layers: dict[str, LoraConfig] = {}
-    saved: list[str] = []
-    for name, tensors in learned.items():
+    for name, found in learned.items():
         settings = parts[name].lora
-        modules = sorted({key.removesuffix(".weight").removesuffix(".bias") for key in tensors})
-        if settings is None:
-            saved += modules
-        else:
-            layers |= {module.removesuffix(".lora_A"): settings for module in modules if module.endswith(".lora_A")}
+        if settings is not None:
+            layers |= dict.fromkeys(found.adapted, settings)
+    saved = sorted(module for found in learned.values() for module in found.whole)
     usual = Counter((settings.rank, settings.alpha) for settings in layers.values()).most_common(1)[0][0]
     origins = [config.model.init_from, *(part.init_from for part in parts.values())]
     return {

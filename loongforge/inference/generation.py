@@ -188,32 +188,31 @@ class _Line:
         self.prefill = self.rows.batch([prompt.ids for prompt in new], images, shapes)
         self.answers = {number: Completion() for number in numbers}
 
+    @torch.inference_mode()
     def run(self, image_rows: torch.Tensor | None) -> dict[int, Completion]:
         """Answers by number of their prompts."""
         logits = self.rows.extend(self.prefill, self.counts, image_rows)
-        no_images = self.prefill.images[:0]
         while True:
             tokens = self._choose(logits)
-            is_open = [self._take(number, token) for number, token in zip(self.numbers, tokens, strict=True)]
+            is_open = [self._take(number, token) for number, token in zip(self.numbers, tokens.tolist(), strict=True)]
             if not any(is_open):
                 return self.answers
             if 2 * sum(is_open) <= len(is_open):  # until then, rows that have ended are carried along
                 kept = [row for row, goes_on in enumerate(is_open) if goes_on]
                 self.rows.cache.keep(kept)
-                self.numbers, tokens = [self.numbers[row] for row in kept], [tokens[row] for row in kept]
+                self.numbers, tokens = [self.numbers[row] for row in kept], tokens[kept]
                 is_open = [True] * len(kept)
-            batch = self.rows.batch([[token] for token in tokens], no_images)
-            logits = self.rows.extend(batch, [int(goes_on) for goes_on in is_open])
+            logits = self.rows.extend(self.rows.batch_of_one(tokens), [int(goes_on) for goes_on in is_open])
 
-    def _choose(self, logits: torch.Tensor | None) -> list[int]:
-        """The next token of each row, on every pipeline stage."""
+    def _choose(self, logits: torch.Tensor | None) -> torch.Tensor:
+        """The next token of each row, int64 `[B]`, on every pipeline stage."""
         runner = self.runner
         if logits is None:
             chosen = torch.zeros(len(self.numbers), dtype=torch.int64, device=runner.device)
         else:
             places = [Place(self.prompts[n].key, len(self.answers[n].tokens)) for n in self.numbers]
             chosen = next_tokens(runner.model.llm, logits, self.settings.sampling, places)
-        return runner.from_last_stage(chosen).tolist()
+        return runner.from_last_stage(chosen)
 
     def _take(self, number: int, token: int) -> bool:
         """Whether an answer goes on behind this token."""

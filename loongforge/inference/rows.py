@@ -40,8 +40,7 @@ class Rows:
     def __init__(self, runner: Runner, number: int, capacity: int, pad_id: int) -> None:
         self.runner, self.pad_id = runner, pad_id
         self.cache = KVCache(number, capacity)
-        self._last: list[int] = []
-        self._chosen = torch.zeros(0, dtype=torch.int64)
+        self._no_images = torch.zeros(0, device=runner.device)
 
     def batch(self, new: Sequence[Sequence[int]], images: torch.Tensor, shapes: Shapes | None = None) -> NewTokens:
         """New tokens of each row, padded on the right.
@@ -56,6 +55,13 @@ class Rows:
         tokens = torch.tensor([[*ids, *[self.pad_id] * (length - len(ids))] for ids in new], device=self.runner.device)
         return NewTokens(tokens, tokens, images, shapes=shapes)  # labels are for losses
 
+    def batch_of_one(self, new: torch.Tensor) -> NewTokens:
+        """A new token of each row, int64 `[B]`, without images."""
+        extra = self.runner.extension_multiple(self.cache) - 1
+        tokens = new[:, None] if not extra else F.pad(new[:, None], (0, extra), value=self.pad_id)
+        return NewTokens(tokens, tokens, self._no_images)
+
+    @torch.inference_mode()
     def extend(
         self, batch: NewTokens, counts: Sequence[int], image_rows: torch.Tensor | None = None
     ) -> torch.Tensor | None:
@@ -73,10 +79,11 @@ class Rows:
         self.cache.advance(counts, self._next_positions(batch, counts))
         if hidden is None:
             return None
-        last = [max(count - 1, 0) * len(counts) + row for row, count in enumerate(counts)]
-        if last != self._last:
-            self._last, self._chosen = last, torch.tensor(last, device=hidden.device)
-        logits: torch.Tensor = self.runner.model.llm.logits(hidden, self._chosen, gathered=True)
+        chosen = None
+        if hidden.shape[0] > 1:
+            last = [max(count - 1, 0) * len(counts) + row for row, count in enumerate(counts)]
+            chosen = torch.tensor(last, device=hidden.device)
+        logits: torch.Tensor = self.runner.model.llm.logits(hidden, chosen, gathered=True)
         return logits
 
     def _next_positions(self, batch: NewTokens, counts: Sequence[int]) -> list[int] | None:

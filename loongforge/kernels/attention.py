@@ -20,7 +20,8 @@ def attention(
 ) -> torch.Tensor:
     """See `ops.attention`."""
     query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, heads, S, D]
-    one = query.shape[2] == 1 and (mask is None or mask.dim() < 3 or mask.shape[-3] == 1)
+    shared = query.shape[1] != key.shape[1]
+    one = shared and query.shape[2] == 1 and (mask is None or mask.dim() < 3 or mask.shape[-3] == 1)
     if one:  # heads that share keys are like queries that share them: nothing is repeated
         query = query.flatten(1, 2).unflatten(1, (key.shape[1], -1))
     output = F.scaled_dot_product_attention(
@@ -31,7 +32,7 @@ def attention(
         dropout_p=dropout,
         is_causal=causal,
         scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=shared and not one,
     )
     if one:
         output = output.flatten(1, 2).unsqueeze(2)

@@ -50,9 +50,10 @@ def _masked() -> Case:
     return Case(plain.args, {**plain.kwargs, "mask": mask})
 
 
-def _cross_entropy(tokens: int, hidden: int, vocabulary: int) -> Case:
+def _cross_entropy(tokens: int, hidden: int, vocabulary: int, padding: int = 0) -> Case:
     targets = torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(3))
-    return Case((randn(tokens, hidden), randn(vocabulary, hidden, seed=1), targets))
+    args = (randn(tokens, hidden), randn(vocabulary + padding, hidden, seed=1), targets)
+    return Case(args, {"vocab_size": vocabulary} if padding else {})
 
 
 def _one_query() -> Case:
@@ -77,7 +78,12 @@ CASES: dict[str, list[Case]] = {
     "gelu": [Case((randn(5, 3, 16),))],
     "gelu_tanh": [Case((randn(5, 3, 16),))],
     "quick_gelu": [Case((randn(5, 3, 16),))],
-    "linear_cross_entropy": [_cross_entropy(6, 8, 37), _cross_entropy(1, 3, 1100), _cross_entropy(0, 4, 9)],
+    "linear_cross_entropy": [
+        _cross_entropy(6, 8, 37),
+        _cross_entropy(1, 3, 1100),
+        _cross_entropy(0, 4, 9),
+        _cross_entropy(5, 4, 30, padding=3),
+    ],
     "moe_permute": [Case((randn(5, 4), _experts(), 5))],
     "moe_unpermute": [Case((randn(10, 4), _experts().flatten().argsort(stable=True), randn(5, 2, seed=1)))],
     "grouped_gemm": [
@@ -91,7 +97,7 @@ _LARGER: dict[str, list[Case]] = {
     "rms_norm": [Case((randn(65, 3, 256), randn(256), 1e-5))],
     "layer_norm": [Case((randn(65, 3, 256), randn(256), randn(256, seed=1), 1e-5))],
     "swiglu": [Case((randn(65, 2, 512),))],
-    "linear_cross_entropy": [_cross_entropy(70, 64, 2000)],
+    "linear_cross_entropy": [_cross_entropy(70, 64, 2000), _cross_entropy(70, 64, 1500, padding=548)],
     "grouped_gemm": [Case((randn(64, 32), randn(4, 32, 64, seed=1), torch.tensor([40, 0, 1, 23])))],
 }
 

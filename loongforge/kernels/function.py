@@ -14,6 +14,9 @@ class _Nothing:
         """Keeps nothing."""
 
 
+_NOTHING = _Nothing()
+
+
 class Function(torch.autograd.Function):
     """`torch.autograd.Function` that costs nothing more than its `forward` where gradients are off."""
 
@@ -22,4 +25,4 @@ class Function(torch.autograd.Function):
         """The operation."""
         if torch.is_grad_enabled():
             return super().apply(*args, **kwargs)
-        return cls.forward(_Nothing(), *args, **kwargs)
+        return cls.forward(_NOTHING, *args, **kwargs)

@@ -6,6 +6,8 @@ compute is said in `ops`; tests compare values and gradients with `reference` in
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +47,22 @@ class _RMSNorm(Function):
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """See `ops.rms_norm`."""
-    return _run(_RMSNorm, reference.rms_norm, x, weight, eps)
+    if torch.is_grad_enabled() or x.dtype not in (torch.float32, torch.float64):
+        return _run(_RMSNorm, reference.rms_norm, x, weight, eps)
+    # four calls, since generation pays for calls: weight * x sqrt(width) / sqrt(|x|^2 + width * eps)
+    zero, least, root = _norm_constants(x.shape[-1], eps, x.dtype, x.device)
+    length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
+    return torch.addcdiv(zero, x * weight, length, value=root)
+
+
+@functools.lru_cache(maxsize=64)
+def _norm_constants(
+    width: int, eps: float, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """0, the root of `width * eps`, that of `width`."""
+    with torch.inference_mode(False):
+        least = torch.tensor(math.sqrt(width * eps), dtype=dtype, device=device)
+        return torch.zeros_like(least), least, math.sqrt(width)
 
 
 class _SwiGLU(Function):

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from loongforge.kernels.reference import wide
+from loongforge.kernels.reference import real_rows, wide
 
 PIECE = 2**22
 """Logits that are held at once: 16 MiB in float32, which also stay in the caches of a CPU."""
@@ -28,23 +28,25 @@ def linear_cross_entropy(
     targets: torch.Tensor,
     group: dist.ProcessGroup | None = None,
     *,
+    vocab_size: int | None = None,
     piece: int = PIECE,
 ) -> torch.Tensor:
     """See `ops.linear_cross_entropy`; `piece` is the number of logits held at once."""
     divided = group is not None and group.size() > 1
-    width = max(_NARROWEST, piece // max(1, len(hidden)))
-    if divided or width < len(weight):
-        losses: torch.Tensor = _InPieces.apply(hidden, weight, targets, group if divided else None, width)
+    width, real = max(_NARROWEST, piece // max(1, len(hidden))), real_rows(weight, vocab_size, group)
+    if divided or width < real:
+        losses: torch.Tensor = _InPieces.apply(hidden, weight, targets, group if divided else None, width, real)
     else:
-        losses = _InOne.apply(hidden, weight, targets)
+        losses = _InOne.apply(hidden, weight, targets, real)
     return losses
 
 
 class _InOne(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logs = F.log_softmax(wide(F.linear(hidden, weight)), -1)
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, real: int) -> torch.Tensor:
+        logs = F.log_softmax(wide(F.linear(hidden, weight[:real])), -1)
         ctx.save_for_backward(hidden, weight, targets, logs)
+        ctx.real = real
         return -logs.gather(-1, targets[:, None]).squeeze(-1)
 
     @staticmethod
@@ -54,9 +56,11 @@ class _InOne(torch.autograd.Function):
         grads = logs.exp()
         grads.scatter_add_(1, targets[:, None], torch.full_like(grads[:, :1], -1.0))
         grads = grads.mul_(grad[:, None]).to(hidden.dtype)
-        for_hidden = grads @ weight if ctx.needs_input_grad[0] else None
-        for_weight = grads.t() @ hidden if ctx.needs_input_grad[1] else None
-        return for_hidden, for_weight, None
+        for_hidden = grads @ weight[: ctx.real] if ctx.needs_input_grad[0] else None
+        for_weight = _rows_like(weight, ctx.real) if ctx.needs_input_grad[1] else None
+        if for_weight is not None:
+            torch.mm(grads.t(), hidden, out=for_weight[: ctx.real])
+        return for_hidden, for_weight, None, None
 
 
 class _InPieces(torch.autograd.Function):
@@ -68,12 +72,13 @@ class _InPieces(torch.autograd.Function):
         targets: torch.Tensor,
         group: dist.ProcessGroup | None,
         width: int,
+        real: int,
     ) -> torch.Tensor:
         local = targets if group is None else targets - group.rank() * len(weight)
         dtype = wide(hidden[:0]).dtype
         highest = torch.full((len(hidden),), -math.inf, dtype=dtype, device=hidden.device)
         total, target = torch.zeros_like(highest), torch.zeros_like(highest)
-        for begin, logits in _pieces(hidden, weight, width):
+        for begin, logits in _pieces(hidden, weight[:real], width):
             here, place = _within(local, begin, logits.shape[1])
             target += logits.gather(1, place).squeeze(1).masked_fill_(~here, 0.0)
             higher = torch.maximum(highest, logits.amax(1))
@@ -83,7 +88,7 @@ class _InPieces(torch.autograd.Function):
             highest, total, target = _over_ranks(highest, total, target, group)
         log_total = total.log_().add_(highest)
         ctx.save_for_backward(hidden, weight, local, log_total)
-        ctx.group, ctx.width = group, width
+        ctx.group, ctx.width, ctx.real = group, width, real
         return log_total - target
 
     @staticmethod
@@ -92,8 +97,8 @@ class _InPieces(torch.autograd.Function):
         hidden, weight, local, log_total = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         for_hidden = torch.zeros_like(hidden, dtype=log_total.dtype) if wants_hidden else None
-        for_weight = torch.empty_like(weight) if wants_weight else None
-        for begin, logits in _pieces(hidden, weight, ctx.width):
+        for_weight = _rows_like(weight, ctx.real) if wants_weight else None
+        for begin, logits in _pieces(hidden, weight[: ctx.real], ctx.width):
             end = begin + logits.shape[1]
             here, place = _within(local, begin, logits.shape[1])
             shares = logits.sub_(log_total[:, None]).exp_()
@@ -105,7 +110,14 @@ class _InPieces(torch.autograd.Function):
                 torch.mm(shares.t(), hidden, out=for_weight[begin:end])
         if for_hidden is not None and ctx.group is not None:
             dist.all_reduce(for_hidden, group=ctx.group)
-        return None if for_hidden is None else for_hidden.to(hidden.dtype), for_weight, None, None, None
+        return None if for_hidden is None else for_hidden.to(hidden.dtype), for_weight, None, None, None, None
+
+
+def _rows_like(weight: torch.Tensor, real: int) -> torch.Tensor:
+    """For the gradient: rows to be written, and behind them those of no token, which are zeros."""
+    rows = torch.empty_like(weight)
+    rows[real:] = 0
+    return rows
 
 
 def _pieces(hidden: torch.Tensor, weight: torch.Tensor, width: int) -> Iterator[tuple[int, torch.Tensor]]:

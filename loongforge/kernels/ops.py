@@ -160,7 +160,12 @@ def quick_gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, group: dist.ProcessGroup | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    vocab_size: int | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of `hidden weight^T` and `targets`, in nats; the logits `[T, V]` need never exist.
 
@@ -169,12 +174,13 @@ def linear_cross_entropy(
         weight: `[V, H]`; with a group this rank's part `[V / tp, H]`, in the order of the ranks.
         targets: int64 `[T]`, over the whole vocabulary.
         group: Ranks that divide the vocabulary; all call it. None: one rank has all of it.
+        vocab_size: Tokens; rows of all ranks' weights beyond are padding and take no part. None: there are none.
 
     Returns:
         float32 `[T]` (float64 for float64 inputs), the same on every rank. The gradient of `hidden` is summed over the
         group.
     """
-    return bound["linear_cross_entropy"](hidden, weight, targets, group)
+    return bound["linear_cross_entropy"](hidden, weight, targets, group, vocab_size=vocab_size)
 
 
 def moe_permute(

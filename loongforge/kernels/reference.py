@@ -109,13 +109,30 @@ def quick_gelu(x: torch.Tensor) -> torch.Tensor:
     return (stats * torch.sigmoid(1.702 * stats)).to(x.dtype)
 
 
+def real_rows(weight: torch.Tensor, vocab_size: int | None, group: dist.ProcessGroup | None) -> int:
+    """How many rows of this rank's part of an output layer belong to tokens; those behind them are padding."""
+    if vocab_size is None:
+        return len(weight)
+    first = 0 if group is None else group.rank() * len(weight)
+    return min(max(vocab_size - first, 0), len(weight))
+
+
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, group: dist.ProcessGroup | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    vocab_size: int | None = None,
 ) -> torch.Tensor:
     """See `ops.linear_cross_entropy`. Holds all logits, and their gradient."""
-    if group is None or group.size() == 1:
-        return F.cross_entropy(wide(F.linear(hidden, weight)), targets, reduction="none")
-    return vocab_parallel_losses(F.linear(copy_to_ranks(hidden, group), weight), targets, group)
+    divided = group is not None and group.size() > 1
+    logits = F.linear(copy_to_ranks(hidden, group) if divided and group is not None else hidden, weight)
+    if (real := real_rows(weight, vocab_size, group)) < len(weight):
+        logits = logits.masked_fill(torch.arange(len(weight), device=weight.device) >= real, -torch.inf)
+    if divided and group is not None:
+        return vocab_parallel_losses(logits, targets, group)
+    return F.cross_entropy(wide(logits), targets, reduction="none")
 
 
 def moe_permute(

@@ -118,9 +118,11 @@ class VisionLanguageModel(MegatronModule):
             found = batch.tokens == self.images.token
             is_image = found if cache is not None or found.any() else None
         step = None if cache is None else CachedStep(cache, length, device, is_image)
-        group = self.llm.cp_group
-        rank, ranks = (0, 1) if step is not None and not step.from_scratch else (group.rank(), group.size())
-        positions = torch.from_numpy(context_positions(length, rank, ranks)).to(device)
+        if step is not None and not step.from_scratch:
+            positions = step.counted
+        else:
+            group = self.llm.cp_group
+            positions = torch.from_numpy(context_positions(length, group.rank(), group.size())).to(device)
         axes = self._axes(batch, cache)
         return SequenceView(positions, length, batch.cu_seqlens, axes=axes, is_image=is_image, step=step)
 
@@ -161,8 +163,10 @@ class VisionLanguageModel(MegatronModule):
     ) -> torch.Tensor:
         """This pipeline stage's work: hidden states `[S, B, H]` (the last stage's are normalised)."""
         view = self.view(batch, cache)
-        embeddings = self.embed(batch.tokens[:, view.positions], image_rows) if self.pre_process else None
-        return self.llm(embeddings, view)
+        if not self.pre_process:
+            return self.llm(None, view)
+        tokens = batch.tokens if view.continues else batch.tokens[:, view.positions]
+        return self.llm(self.embed(tokens, image_rows), view)
 
     def label_logits(
         self, hidden: torch.Tensor, labels: torch.Tensor, *, gathered: bool = False

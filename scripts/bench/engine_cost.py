@@ -23,6 +23,8 @@ BACKEND = select("auto")
 BACKEND.activate()
 
 import torch  # noqa: E402
+from ours import Ours  # noqa: E402
+from rows import IMAGE_TOKEN  # noqa: E402
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration  # noqa: E402
 
 import loongforge.components.llm.llama.config as llama  # noqa: E402
@@ -30,14 +32,10 @@ from loongforge.components.projector.mlp.config import MLP2xGELUConfig  # noqa: 
 from loongforge.components.vision.vit.config import ClipViTConfig  # noqa: E402
 from loongforge.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, TrainerConfig  # noqa: E402
 from loongforge.data.batch import IGNORE, Batch  # noqa: E402
-from loongforge.model.assembly import build_model  # noqa: E402
-from loongforge.model.execution import Runner  # noqa: E402
 from loongforge.parallel.groups import make_groups  # noqa: E402
 from loongforge.parallel.layout import Layout  # noqa: E402
 from loongforge.parallel.session import joined_world  # noqa: E402
-from loongforge.training.optimizer import Optimizers  # noqa: E402
 
-IMAGE_TOKEN = 3
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(
         vision=dict(hidden_size=128, num_layers=4, num_heads=4, mlp_hidden_size=512, image_size=32, patch_size=16),
@@ -84,21 +82,6 @@ def make_batches(config: Config, sizes: dict[str, Any], number: int) -> list[Bat
         images = torch.randn(samples, 3, vision.image_size, vision.image_size, generator=generator)
         batches.append(Batch(tokens, labels, images, lengths, [""] * samples))
     return batches
-
-
-class Ours:
-    """The step of loongforge's trainer."""
-
-    def __init__(self, config: Config, groups: Any) -> None:
-        self.model = build_model(config, groups, image_token=IMAGE_TOKEN)
-        self.runner, self.optimizers = Runner(self.model, groups), Optimizers(config, self.model, groups)
-
-    def step(self, batch: Batch) -> None:
-        """Forward, backward, clip, update."""
-        self.optimizers.clear_gradients()
-        self.runner.train({0: [batch.to(self.runner.device)]}, int((batch.labels != IGNORE).sum()))
-        self.optimizers.reduce_gradients()
-        self.optimizers.step(1e-4)
 
 
 class Plain:

@@ -22,14 +22,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from engine_cost import BACKEND, IMAGE_TOKEN, SIZES, Ours, Plain, make_config  # activates the backend
+from engine_cost import BACKEND, SIZES, Ours, Plain, make_config  # activates the backend
 
 import torch  # isort: skip
 from hf_trainer import Collate, TrainerSide  # isort: skip
+from rows import Sample, draw_sample, packed_batch, packed_inputs, padded_inputs  # isort: skip
 import torch.distributed as dist  # isort: skip
 
 from loongforge.data.balance import pack  # isort: skip
-from loongforge.data.batch import IGNORE, Batch  # isort: skip
+from loongforge.data.batch import IGNORE  # isort: skip
 from loongforge.parallel.groups import make_groups  # isort: skip
 from loongforge.parallel.layout import Layout  # isort: skip
 from loongforge.parallel.session import joined_world  # isort: skip
@@ -37,40 +38,11 @@ from loongforge.parallel.session import joined_world  # isort: skip
 SAMPLES, IMAGE_TOKENS, LONGEST, ROW = 16, 64, 256, 512
 
 
-class Sample:
-    """Token ids and targets of one sample, and its image."""
-
-    def __init__(self, draw: np.random.Generator, vocab_size: int, image_size: int) -> None:
-        length = IMAGE_TOKENS + min(LONGEST - IMAGE_TOKENS, max(16, int(draw.lognormal(np.log(64), 0.7))))
-        self.tokens = draw.integers(4, vocab_size, length)
-        self.tokens[4 : 4 + IMAGE_TOKENS] = IMAGE_TOKEN
-        self.labels = np.full(length, IGNORE)
-        answer = max(2, (length - IMAGE_TOKENS) // 2)
-        self.labels[length - 1 - answer : length - 1] = self.tokens[length - answer :]
-        self.image = draw.standard_normal((3, image_size, image_size), np.float32)
-
-
-def joined(samples: Sequence[Sample], length: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Samples one after another in a row of `length`: tokens, labels, borders."""
-    tokens, labels, borders = np.zeros(length, np.int64), np.full(length, IGNORE, np.int64), [0]
-    for sample in samples:
-        place = slice(borders[-1], borders[-1] + len(sample.tokens))
-        tokens[place], labels[place] = sample.tokens, sample.labels
-        borders.append(place.stop)
-    return torch.from_numpy(tokens), torch.from_numpy(labels), borders
-
-
-def images_of(samples: Sequence[Sample]) -> torch.Tensor:
-    """`[N, 3, height, width]`"""
-    return torch.from_numpy(np.stack([sample.image for sample in samples]))
-
-
-def packed_batch(samples: list[Sample]) -> Batch:
-    """All samples as documents of one row."""
-    total = sum(len(sample.tokens) for sample in samples)
-    tokens, labels, borders = joined(samples, total)
-    borders_ = torch.tensor(borders, dtype=torch.int32)
-    return Batch(tokens[None], labels[None], images_of(samples), torch.tensor([total]), [""] * len(samples), borders_)
+def sample(draw: np.random.Generator, vocab_size: int, image_size: int) -> Sample:
+    """One image; lognormal text."""
+    text = min(LONGEST - IMAGE_TOKENS, max(16, int(draw.lognormal(np.log(64), 0.7))))
+    sizes = dict(image_tokens=IMAGE_TOKENS, image_size=image_size, vocab_size=vocab_size)
+    return draw_sample(draw, text=text, images=1, **sizes)
 
 
 class Theirs(Plain):
@@ -94,31 +66,11 @@ class Theirs(Plain):
         self.optimizer.step()
 
 
-def padded(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    """Rows as long as the longest."""
-    length = max(len(sample.tokens) for sample in samples)
-    rows = [joined([sample], length) for sample in samples]
-    mask = torch.tensor([[1] * len(s.tokens) + [0] * (length - len(s.tokens)) for s in samples])
-    return {**_inputs(rows, samples), "attention_mask": mask}
-
-
 def packed(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
     """Rows of 512."""
-    bins = pack(np.array([len(sample.tokens) for sample in samples]), ROW)
+    bins = pack(np.array([len(sample) for sample in samples]), ROW)
     members = [[s for s, b in zip(samples, bins, strict=True) if b == number] for number in range(bins.max() + 1)]
-    rows = [joined(some, ROW) for some in members]
-    positions = [np.concatenate([np.arange(size) for size in np.diff([*borders, ROW])]) for _, _, borders in rows]
-    inside = [sample for some in members for sample in some]
-    return {**_inputs(rows, inside), "position_ids": torch.from_numpy(np.stack(positions))}
-
-
-def _inputs(rows: list[tuple[torch.Tensor, torch.Tensor, list[int]]], samples: Sequence[Sample]) -> dict[str, Any]:
-    """As transformers' models take them: a label is that of its own position."""
-    return {
-        "input_ids": torch.stack([row[0] for row in rows]),
-        "labels": torch.stack([row[1] for row in rows]).roll(1, 1),
-        "pixel_values": images_of(samples),
-    }
+    return packed_inputs(members, ROW)
 
 
 def timed(step: Callable[[list[Sample]], None], steps: Sequence[list[Sample]]) -> float:
@@ -139,11 +91,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     draw = np.random.default_rng(rank)
     share = SAMPLES // world
     steps = [
-        [Sample(draw, sizes["llm"]["vocab_size"], vision.image_size) for _ in range(share)] for _ in range(args.steps)
+        [sample(draw, sizes["llm"]["vocab_size"], vision.image_size) for _ in range(share)] for _ in range(args.steps)
     ]
     ours = Ours(config, make_groups(Layout.from_model(config.model, world), BACKEND.dist_backend))
     loops = {name: Theirs(config) for name in ("padded", "packed")}
-    collates: dict[str, Collate] = {"padded": padded, "packed": packed}
+    collates: dict[str, Collate] = {"padded": padded_inputs, "packed": packed}
     sides: dict[str, Callable[[], float]] = {
         "ours": lambda: timed(lambda samples: ours.step(packed_batch(samples)), steps),
         **{
@@ -169,7 +121,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for name in sides
         if name != "ours"
     }
-    tokens = sum(len(sample.tokens) for samples in steps for sample in samples) / (args.steps * share)
+    tokens = sum(len(sample) for samples in steps for sample in samples) / (args.steps * share)
     return {
         "nproc": world,
         "threads": args.threads,

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from loongforge.components.transformer import attention
 from loongforge.config.schema import Config
 from loongforge.data.batch import Batch
+from loongforge.model.assembly import build_model
 from tests.components.test_hf_parity import _ours, gradient_differences
 from tests.support.qwen import any_size_batch, qwen_config, run_any_size
 from tests.support.tiny import IMAGE_TOKEN
@@ -48,6 +50,24 @@ def answer(theirs: torch.nn.Module, batch: Batch) -> torch.Tensor:
                 rate = theirs.config.vision_config.tokens_per_second
                 inputs["second_per_grid_ts"] = torch.tensor([shape.interval / rate for shape in shapes])
     return theirs(input_ids=tokens, attention_mask=mask.long(), mm_token_type_ids=kinds, **inputs).logits
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen2_5"])
+def test_the_encoder_turns_heads_in_float32(kind: str, groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the type of its layers, as theirs does."""
+    config = qwen_config(kind)
+    config.trainer.precision = "bf16"
+    vision, batch, seen = build_model(config, groups, image_token=IMAGE_TOKEN).vision, any_size_batch(), set()
+    rotary = attention.ops.rotary
+
+    def watched(*tensors: torch.Tensor) -> torch.Tensor:
+        seen.update(tensor.dtype for tensor in tensors)
+        return rotary(*tensors)
+
+    monkeypatch.setattr(attention.ops, "rotary", watched)
+    assert vision is not None
+    features = vision(batch.images.bfloat16(), batch.shapes)
+    assert (features.dtype, seen) == (torch.bfloat16, {torch.float32})
 
 
 def both(config: Config, groups: Any, seed: int = 0) -> tuple[Any, torch.nn.Module]:

@@ -65,6 +65,11 @@ def edit(folder: Path, change: Callable[[Tensors], None]) -> None:
 
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Changes `config.json`."""
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_json(folder / "config.json", change)
+
+
+def edit_json(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes a JSON file."""
+    found = json.loads(file.read_text())
+    change(found)
+    file.write_text(json.dumps(found))

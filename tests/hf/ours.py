@@ -72,6 +72,25 @@ def compare_run(
         return found
 
 
+def adapted_run(config: Config, folder: Path) -> Ours:
+    """Imports `model.init_from`, gives adapters and whatever else trains random values, and computes the logits.
+
+    Args:
+        config: A recipe with adapters.
+        folder: Gets a checkpoint.
+    """
+    with joined_world(BACKEND) as world:
+        trial = Trial(config, make_groups(Layout.from_model(config.model, world.size), "gloo"))
+        generator = torch.Generator().manual_seed(0)
+        for param in trial.model.parameters():
+            if param.requires_grad:
+                param.data.add_(0.1 * torch.randn(param.shape, generator=generator))
+        _save(trial, folder)
+        if world.rank == 0:
+            trial.started.keep_origin(folder / FOLDER)
+        return Ours(logits=_logits(trial))
+
+
 def _save(trial: Trial, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_state({"model": model_state(trial.model, trial.groups)}, folder)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from loongforge.cli.main import main
-from tests.hf.folders import Tensors, edit, edit_config, make_folder
+from tests.hf.folders import Tensors, edit, edit_config, edit_json, make_folder
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 UP = "model.layers.2.mlp.up_proj.weight"
@@ -84,6 +84,14 @@ def _share_bytes(header: dict[str, Any]) -> None:
     header[Q]["data_offsets"] = header[UP]["data_offsets"]
 
 
+def _torn(name: str, content: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(content) and None
+
+
+def _template_in_the_tokenizer(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", lambda found: found.update(chat_template="{% if x %}"))
+
+
 FILE = r".*model\.safetensors"
 FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "missing": ("llama", _tensors(lambda t: t.pop(Q)), rf"{FILE} has no tensor '{Q}'"),
@@ -127,13 +135,30 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "not JSON": ("llama", lambda folder: (folder / "config.json").write_text("{"), "cannot read .*config.json") ,
     "projector": ("llava", _config(projector_hidden_act="relu"), "projector_hidden_act='relu' is not covered"),
     "all features": ("llava", _config(vision_feature_select_strategy="full"), "vision_feature_select_strategy='full'"),
+    "generation config": ("llama", _torn("generation_config.json", '{"eos_token_id": '), "cannot read .*generation_c"),
+    "tokenizer config": ("llama", _torn("tokenizer_config.json", '{"eos_token": "</'), "cannot read .*tokenizer_c"),
+    "tokenizer": ("llama", _torn("tokenizer.json", "{"), r"cannot read .*/tokenizer\.json"),
+    "special tokens": ("llama", _torn("special_tokens_map.json", "[]"), r"special_tokens_map\.json holds no JSON"),
+    "template": ("llama", _torn("chat_template.jinja", "{{ a }}\n{% for m in"), r"chat_template\.jinja: .* in line 2"),
+    "template as JSON": ("llama", _torn("chat_template.json", '{"chat'), r"cannot read .*chat_template\.json"),
+    "template in the tokenizer": ("llama", _template_in_the_tokenizer, r"tokenizer_config\.json: the chat template"),
+    "image processor": ("llava", _torn("preprocessor_config.json", '{"size"'), "cannot read .*preprocessor_config"),
+    "processor": ("llava", _torn("processor_config.json", '{"size"'), "cannot read .*/processor_config"),
+    "no settings": ("llava", _torn("processor_config.json", '{"image_processor": 3}'), "image_processor=3"),
+    "video processor": ("llava", _torn("video_preprocessor_config.json", "{"), "cannot read .*video_preprocessor"),
+    "tokens of an image": ("internvl", _config(image_seq_length=5), r"/config\.json: image_seq_length=5, .* must be 4"),
+    "tokens in the processor": (
+        "internvl",
+        _torn("processor_config.json", '{"image_seq_length": 256}'),
+        r"/processor_config\.json: image_seq_length=256, but 4 x 4 patches .* must be 4",
+    ),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    for name in ("llama", "llama tied", "llava"):
+    for name in ("llama", "llama tied", "llava", "internvl"):
         make_folder(folder / name, name)
     return folder
 

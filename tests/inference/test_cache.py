@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from loongforge.components.llm.llama import rope
 from loongforge.components.transformer import cache
 from loongforge.inference.generation import Completion, Memory, Prompt, Settings, generate
 from loongforge.inference.rows import Rows
@@ -20,6 +21,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": dict(qk_norm=True, head_dim=24, tie_embeddings=True),
     "mmca": dict(attention="mmca"),
+    "window": dict(sliding_window=6, window_layers=[0, 2, 3]),
+    "experts": dict(num_experts=8),
 }
 
 
@@ -70,12 +73,31 @@ def test_logits_equal_those_of_whole_sequences(name: str, groups: Any) -> None:
         assert torch.allclose(found[:, row], theirs, atol=1e-4), row
 
 
+@pytest.mark.parametrize("starts", [[[5, 6, 7]], [[5, 6, 7], [8, 9]], [[5, 6, 7], list(range(20, 40))]], ids=len)
+@torch.no_grad()
+def test_angles_go_on_where_their_table_ends(
+    starts: list[list[int]], groups: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one row, of rows that end near each other, of rows that do not."""
+    runner, none = _runner(groups, "llama"), torch.zeros(0, 3, 32, 32)
+    rest = torch.randint(4, VOCAB, (len(starts), 30), generator=torch.Generator().manual_seed(2)).tolist()
+    monkeypatch.setattr(rope.NearbyAngles, "SIZE", 7)
+    found = _cached(runner, starts, rest, none)
+    for row, logits in enumerate(_anew(runner, [a + b for a, b in zip(starts, rest, strict=True)], none)):
+        assert torch.allclose(found[:, row], logits[len(starts[row]) - 1 :], atol=1e-4), row
+
+
 def test_a_position_that_is_off_by_one_is_noticed(groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     runner, starts, rest = _runner(groups, "llama"), [[5, 6, 7, 8]], [[9, 10, 11]]
     none = torch.zeros(0, 3, 32, 32)
     right = _cached(runner, starts, rest, none)
-    plain = cache.CachedStep.positions.func  # type: ignore[attr-defined]
-    monkeypatch.setattr(cache.CachedStep, "positions", property(lambda step: plain(step) + 1))
+    advance = cache.KVCache.advance
+
+    def off(kept: cache.KVCache, *counts: Any) -> None:
+        advance(kept, *counts)
+        kept.next_positions = [position + 1 for position in kept.next_positions]
+
+    monkeypatch.setattr(cache.KVCache, "advance", off)
     assert not torch.allclose(_cached(runner, starts, rest, none)[1:], right[1:], atol=1e-2)
 
 

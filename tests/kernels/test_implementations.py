@@ -108,7 +108,7 @@ def test_cross_entropy_in_pieces() -> None:
     expected = run(reference.linear_cross_entropy, "", case, torch.float64)
 
     def narrow(*args: torch.Tensor) -> torch.Tensor:
-        return linear_cross_entropy._InPieces.apply(*args, None, 300)
+        return linear_cross_entropy._InPieces.apply(*args, None, 300, len(args[1]))
 
     for mine, theirs in zip(run(narrow, "", case, torch.float64), expected, strict=True):
         for a, b in zip(mine, theirs, strict=True):
@@ -118,6 +118,6 @@ def test_cross_entropy_in_pieces() -> None:
 def test_cross_entropy_of_a_frozen_output_layer() -> None:
     hidden, weight, targets = CASES["linear_cross_entropy"][0].args
     hidden = hidden.clone().requires_grad_()
-    linear_cross_entropy._InPieces.apply(hidden, weight, targets, None, 10).sum().backward()
+    linear_cross_entropy._InPieces.apply(hidden, weight, targets, None, 10, len(weight)).sum().backward()
     assert hidden.grad is not None
     assert weight.grad is None

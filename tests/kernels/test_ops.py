@@ -61,6 +61,21 @@ def test_values_and_gradients(name: str) -> None:
         assert not torch.allclose(a.grad * 1.0001, b.grad, atol=1e-12), "the tolerance lets a fault through"
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+@pytest.mark.parametrize("name", CASES)
+@torch.inference_mode()
+def test_without_gradients_values_are_the_same(name: str, size: float) -> None:
+    """Also where the epsilon of a norm counts, and of strided inputs."""
+    op, formula, shapes = CASES[name]
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 2e-6)):
+        (x, *rest) = _inputs((*shapes[0][:-1], 2 * shapes[0][-1]), *shapes[1:], dtype=dtype)
+        x = x[..., ::2] * size
+        found, expected = op(x, *rest), formula(x, *rest)
+        assert found.dtype == dtype
+        off = [float((values - expected).abs().max() / expected.abs().max()) for values in (found, found * 1.0001)]
+        assert off[0] < tolerance < off[1]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_strided_inputs(name: str) -> None:
     op, formula, shapes = CASES[name]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,11 @@ from tests.repo.files import REPO, SOURCES, repo_files, source_modules
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    tomllib = pytest.importorskip("tomli")  # comes with mypy and build
+    import tomli as tomllib  # comes with pytest
+
+
+def _project() -> dict[str, Any]:
+    return tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 
 
 # In a process of its own: the backend comes before megatron-core, and other tests start without either.
@@ -39,6 +45,16 @@ def test_every_package_folder_is_listed() -> None:
     listed = set(tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     packages = {name for name, file in source_modules().items() if file.name == "__init__.py"}
     assert listed == packages | {"loongforge.configs", "loongforge.recipes"}
+
+
+def test_every_python_that_we_name_has_a_stage() -> None:
+    """What pyproject.toml claims is what scripts/test_pythons.sh and CI run."""
+    claimed = [name for name in _project()["classifiers"] if name.startswith("Programming Language :: Python :: ")]
+    stages = re.search(r"STAGES:-([^}]*)\}", (REPO / "scripts" / "test_pythons.sh").read_text())
+    assert stages is not None
+    tested = {stage.split(":")[0] for stage in stages[1].split()} | {"3.11"}
+    assert {name.split(" :: ")[-1] for name in claimed} == tested
+    assert _project()["requires-python"] == f">={min(tested, key=lambda version: int(version[2:]))}"
 
 
 def test_every_folder_with_modules_is_a_package() -> None:

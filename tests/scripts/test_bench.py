@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.repo.files import REPO
-
-
-def _run(script: str, *options: str) -> dict[str, Any]:
-    """What a benchmark prints with --json."""
-    command = [sys.executable, str(REPO / "scripts" / "bench" / f"{script}.py"), *options, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+from tests.support.bench import bench_script, run_bench
 
 
 @pytest.mark.parametrize("model", ["tiny", "small"])
 def test_engine_cost(model: str) -> None:
     options = ["--model", model, "--threads", "1", "--blocks", "1", "--steps", "1"]
-    result = _run("engine_cost", *options)
+    result = run_bench("engine_cost", *options)
     assert result["model"] == model
     assert result["ours_tokens_per_s"] > 0
     assert result["plain_tokens_per_s"] > 0
@@ -34,14 +22,14 @@ def test_engine_cost(model: str) -> None:
 
 def test_generation() -> None:
     """It ends with an error where the two ways write different tokens."""
-    result = _run("generation", "--new-tokens", "24", "--batch", "2", "--rounds", "1")
+    result = run_bench("generation", "--new-tokens", "24", "--batch", "2", "--rounds", "1")
     assert result["cached_ms_per_token"] > 0
     assert result["recomputed_ms_per_token"] > 0
 
 
 def test_layouts() -> None:
     options = ["--steps", "1", "--rounds", "1"]
-    result = _run("layouts", *options)
+    result = run_bench("layouts", *options)
     assert list(result["small"]) == ["uniform", "heterogeneous", "full heterogeneous", "decoupled"]
     assert all(one["measured_s"] > 0 and one["predicted_s"] > 0 for one in result["small"].values())
     large = result["large_predicted_s"]
@@ -49,14 +37,14 @@ def test_layouts() -> None:
 
 
 def test_import_memory() -> None:
-    (result,) = _run("import_memory", "--gb", "0.4", "--ranks", "2", "--axes", "tp").values()
+    (result,) = run_bench("import_memory", "--gb", "0.4", "--ranks", "2", "--axes", "tp").values()
     assert result["shard"] * 2 >= result["size"]
     assert result["shard"] < result["peak"] - result["before"] < result["allowed"]
 
 
 def test_balance() -> None:
     options = ["--steps", "1", "--rounds", "1"]
-    result = _run("balance", *options)
+    result = run_bench("balance", *options)
     assert result["none"]["simulated"] == 1 > result["llm"]["simulated"] > result["full"]["simulated"]
     assert result["none"]["llm"] > result["full"]["llm"]
     assert result["none"]["vision"] > result["full"]["vision"]
@@ -65,25 +53,17 @@ def test_balance() -> None:
 def test_packing() -> None:
     options = ["--steps", "2", "--blocks", "1", "--threads", "1"]
     sides = {f"{tool}, {rows}" for tool in ("loop", "Trainer") for rows in ("padded", "packed")}
-    assert set(_run("packing", *options)["ratio"]) == sides
+    assert set(run_bench("packing", *options)["ratio"]) == sides
 
 
 def test_loader() -> None:
-    result = _run("loader", "--steps", "1", "--rounds", "1", "--threads", "1")
+    result = run_bench("loader", "--steps", "1", "--rounds", "1", "--threads", "1")
     assert 0 <= result["wait_share"] < 1
     assert result["step_s"] > 0 and result["loader_s"] > 0
 
 
-@pytest.fixture(scope="module")
-def planner() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_planner", REPO / "scripts" / "bench" / "planner.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_planner(planner: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_planner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    planner = bench_script("planner", monkeypatch)
     monkeypatch.setattr(sys, "argv", ["planner.py", "--ranks", "4", "--kinds", "omni", "--packs", "--json"])
     planner.main()
     tables = json.loads(capsys.readouterr().out)
@@ -96,7 +76,8 @@ def test_planner(planner: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.parametrize("baseline", ["longest_first", "karmarkar_karp"])
-def test_baselines_are_what_they_are_called(planner: ModuleType, baseline: str) -> None:
+def test_baselines_are_what_they_are_called(baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = bench_script("planner", monkeypatch)
     costs = np.array([9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0])
     bins = getattr(planner, baseline)(costs, 3)
     assert np.ptp(np.bincount(bins, weights=costs)) <= 2
@@ -104,14 +85,14 @@ def test_baselines_are_what_they_are_called(planner: ModuleType, baseline: str) 
         assert sorted(np.bincount(bins).tolist()) == [3, 3, 4]
 
 
-def test_cross_entropy_memory() -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [[], ["--padding", "7"], ["--ranks", "2", "--vocabulary", "150001", "--tokens", "1024"]],
+    ids=["even", "padded", "tp2 padded"],
+)
+def test_cross_entropy_memory(layout: list[str]) -> None:
     """The one figure that tests rely on: at least four times less memory, for the same loss and gradients."""
-    script = REPO / "scripts" / "bench" / "cross_entropy.py"
-    options = ["--tokens", "512", "--hidden", "32", "--vocabulary", "150000", "--json"]
-    done = subprocess.run(
-        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=280, check=True
-    )
-    result = json.loads(done.stdout)
+    result = run_bench("cross_entropy", "--tokens", "512", "--hidden", "32", "--vocabulary", "150000", *layout)
     assert result["memory_ratio"] > 4
     assert result["loss_difference"] < 1e-5
     assert result["gradient_difference"] < 1e-4

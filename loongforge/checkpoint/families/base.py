@@ -92,6 +92,17 @@ class Family:
         """More JSON files of an export by name: processor and image processor."""
         return {}
 
+    def adjusted(self, file: str, theirs: dict[str, Any], model: ModelConfig, facts: ExportFacts) -> dict[str, Any]:
+        """A JSON file that came with a checkpoint, where the recipe has changed what it says.
+
+        Args:
+            file: Its name.
+            theirs: Its content; the same object is given back where nothing has changed.
+            model: The recipe's.
+            facts: What the components do not say.
+        """
+        return theirs
+
     def owner(self, tensor: str) -> str | None:
         """The component that a tensor of such a checkpoint belongs to, by its name."""
         known = [
@@ -102,6 +113,10 @@ class Family:
             if tensor.startswith(prefix + start)
         ]
         return max(known)[1] if known else None
+
+    def required(self, name: str, component: FamilyConfig, hf: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """Shapes, by bare name, of what a component's checkpoint holds as its config says, and is not built here."""
+        return {}
 
     def name_map(self, name: str, component: FamilyConfig) -> NameMap:
         """Names of a component's tensors inside the whole."""
@@ -129,3 +144,10 @@ def component_from_hf(kind: str, hf: Mapping[str, Any]) -> ComponentConfig:
             return cls.from_hf(hf)
         covered += types
     raise UserError(f"config.json: no {kind} type covers model_type={model_type!r}; covered: {', '.join(covered)}")
+
+
+def has_output_layer(folder: Path) -> bool:
+    """Whether a checkpoint holds an output layer beside its embedding."""
+    from loongforge.checkpoint.hf_folder import HFFolder
+
+    return any(name.endswith("lm_head.weight") for name in HFFolder(folder).tensors)

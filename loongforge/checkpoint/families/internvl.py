@@ -7,12 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from loongforge.checkpoint.families.base import ExportFacts, Family, Prefixes
-from loongforge.checkpoint.families.processor_files import image_processor_settings, read_json, token_text
-from loongforge.checkpoint.hf_folder import HFFolder
+from loongforge.checkpoint.families.base import ExportFacts, Family, Prefixes, has_output_layer
+from loongforge.checkpoint.families.processor_files import (
+    image_processor_settings,
+    read_json,
+    token_text,
+    with_sections,
+)
 from loongforge.components.base import FamilyConfig
 from loongforge.components.hf_settings import HFSettings
 from loongforge.components.llm.base import LLMConfig
+from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.vision.vit.internvit import InternViTConfig
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig, ModelConfig
@@ -52,10 +57,10 @@ class InternVL(Family):
         layer = settings.get("vision_feature_layer", -1)
         if not isinstance(layer, int):
             raise UserError(f"config.json: vision_feature_layer={layer!r} is not covered; covered: one layer")
+        _require_length(folder, vision, found["projector"])
         found["vision"] = replace(vision, feature_layer=layer)
         if "tie_word_embeddings" not in hf:
-            has_head = any(name.endswith("lm_head.weight") for name in HFFolder(folder).tensors)
-            found["llm"] = replace(llm, tie_embeddings=not has_head)  # type: ignore[call-arg]
+            found["llm"] = replace(llm, tie_embeddings=not has_output_layer(folder))  # type: ignore[call-arg]
         return found
 
     def data_keys(self, hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -93,6 +98,15 @@ class InternVL(Family):
             "tie_word_embeddings": text["tie_word_embeddings"],
         }
 
+    def adjusted(self, file: str, theirs: dict[str, Any], model: ModelConfig, facts: ExportFacts) -> dict[str, Any]:
+        """With the recipe's number of tiles."""
+
+        def tiles(found: dict[str, Any]) -> dict[str, Any]:
+            same = found.get("max_patches", _MOST_TILES) == facts.max_tiles
+            return found if same else {**found, "max_patches": facts.max_tiles}
+
+        return with_sections(file, theirs, {"image": tiles})
+
     def files(self, model: ModelConfig, facts: ExportFacts) -> dict[str, Any]:
         """Processor, and the image processor that cuts tiles.
 
@@ -121,6 +135,22 @@ class InternVL(Family):
         }
         processor = {"processor_class": "InternVLProcessor", "image_seq_length": facts.num_image_tokens}
         return {"preprocessor_config.json": images, "processor_config.json": {**processor, "image_processor": images}}
+
+
+def _require_length(folder: Path, vision: InternViTConfig, projector: ComponentConfig) -> None:
+    """The number of an image's tokens that the processor writes is the number of features that the model makes."""
+    assert isinstance(projector, ProjectorConfig)
+    wanted = projector.num_tokens(vision.num_patches)
+    for name in ("config.json", "processor_config.json"):
+        file = folder / name
+        stated = read_json(file).get("image_seq_length") if file.is_file() else None
+        if stated not in (None, wanted):
+            grid, factor = vision.image_size // vision.patch_size, 1 / projector.factor  # type: ignore[attr-defined]
+            raise UserError(
+                f"{file}: image_seq_length={stated}, but {grid} x {grid} patches (image_size={vision.image_size}, "
+                f"patch_size={vision.patch_size}) and downsample_ratio={factor:g} make {wanted} tokens of an image: "
+                f"image_seq_length must be {wanted}"
+            )
 
 
 def _ends(folder: Path) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from loongforge.checkpoint.families.processor_files import clip_image_processor,
 from loongforge.components.base import FamilyConfig
 from loongforge.components.hf_settings import HFSettings
 from loongforge.components.vision.vit.config import SiglipViTConfig, ViTConfig
+from loongforge.components.vision.vit.hf import head_shapes
 from loongforge.config.errors import UserError
 from loongforge.config.schema import ComponentConfig, ModelConfig
 
@@ -52,6 +53,12 @@ class Llava(Family):
     def data_keys(self, hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """The image token."""
         return {"image_token": token_text(folder, image_token_index(hf))}
+
+    def required(self, name: str, component: FamilyConfig, hf: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """SigLIP's pooling head, which the features do not depend on."""
+        if not isinstance(component, SiglipViTConfig) or not hf["vision_config"].get("vision_use_head", True):
+            return {}
+        return head_shapes(component)
 
     def obstacle(self, model: ModelConfig) -> str | None:
         """Towers without a class token keep all features, and transformers takes them before a last norm."""

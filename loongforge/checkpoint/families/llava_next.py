@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
-from loongforge.checkpoint.families.base import ExportFacts, Prefixes
+from loongforge.checkpoint.families.base import ExportFacts, Prefixes, has_output_layer
 from loongforge.checkpoint.families.llava import Llava
 from loongforge.components.projector.mlp.llava_next import LlavaNextProjectorConfig
 from loongforge.components.vision.vit.config import ViTConfig
-from loongforge.config.schema import ModelConfig
+from loongforge.config.schema import ComponentConfig, ModelConfig
 
 
 class LlavaNext(Llava):
@@ -21,6 +23,14 @@ class LlavaNext(Llava):
         **Llava.prefixes,
         "projector": {**Llava.prefixes["projector"], "image_newline": ("", "model.")},
     }
+
+    def components(self, hf: Mapping[str, Any], folder: Path) -> dict[str, ComponentConfig]:
+        """As for LLaVA-1.5. But where only the text section says that embeddings are tied, transformers 5 does not tie
+        them (4 did): they are not where the folder has an output layer."""
+        found = super().components(hf, folder)
+        if not hf.get("tie_word_embeddings") and has_output_layer(folder):
+            found["llm"] = replace(found["llm"], tie_embeddings=False)  # type: ignore[call-arg]
+        return found
 
     def obstacle(self, model: ModelConfig) -> str | None:
         """As for LLaVA-1.5, with another projector."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,55 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def image_processor_settings(folder: Path) -> dict[str, Any]:
     """The image processor's settings, where transformers 4 or 5 puts them; empty where there are none."""
-    processor = folder / "processor_config.json"
-    if processor.is_file() and "image_processor" in (found := read_json(processor)):
-        return dict(found["image_processor"])
+    nested = _nested(folder, "image_processor")
+    if nested is not None:
+        return nested
     own = folder / "preprocessor_config.json"
     return read_json(own) if own.is_file() else {}
+
+
+def video_processor_settings(folder: Path) -> dict[str, Any]:
+    """The video processor's, which has the image processor's file where it has none of its own, as in transformers."""
+    nested = _nested(folder, "video_processor")
+    if nested is not None:
+        return nested
+    own, shared = folder / "video_preprocessor_config.json", folder / "preprocessor_config.json"
+    return next((read_json(file) for file in (own, shared) if file.is_file()), {})
+
+
+def _nested(folder: Path, section: str) -> dict[str, Any] | None:
+    """A section of `processor_config.json`; None: it has none."""
+    file = folder / "processor_config.json"
+    found = read_json(file) if file.is_file() else {}
+    if section not in found:
+        return None
+    if not isinstance(found[section], dict):
+        raise UserError(f"{file}: {section}={found[section]!r:.60} holds no settings")
+    return dict(found[section])
+
+
+_SECTION = {"preprocessor_config.json": "image", "video_preprocessor_config.json": "video"}
+
+
+def with_sections(
+    file: str, theirs: dict[str, Any], changes: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]
+) -> dict[str, Any]:
+    """A processor's file with changes of its sections, whichever way transformers 4 or 5 keeps them.
+
+    Args:
+        file: Its name.
+        theirs: Its content.
+        changes: Of `image` and `video` settings; each gives back what it got where nothing changes.
+    """
+    if file in _SECTION:
+        change = changes.get(_SECTION[file])
+        return theirs if change is None else change(theirs)
+    found = theirs
+    for kind, change in changes.items():
+        own = theirs.get(f"{kind}_processor")
+        if isinstance(own, dict) and (changed := change(own)) is not own:
+            found = {**found, f"{kind}_processor": changed}
+    return found
 
 
 def image_settings(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from loongforge.checkpoint.families.base import ExportFacts, Family, Prefixes, component_from_hf
-from loongforge.checkpoint.families.processor_files import image_processor_settings, token_text
+from loongforge.checkpoint.families.processor_files import token_text
+from loongforge.checkpoint.families.qwen_vl_files import processor_files, processor_settings, with_limits
 from loongforge.components.base import FamilyConfig
 from loongforge.components.vision.qwen_vl.config import QwenViTConfig
 from loongforge.config.errors import UserError
@@ -55,7 +56,7 @@ class Qwen2VL(Family):
         width, wanted = hf["vision_config"].get(key), llm.hidden_size  # type: ignore[attr-defined]
         if width is not None and width != wanted:
             raise UserError(f"config.json: vision_config.{key}={width} is not the text model's hidden_size={wanted}")
-        for name, value in _image_settings(folder, vision).items():
+        for name, value in processor_settings(folder, vision).items():
             setattr(vision, name, value)
         return found
 
@@ -94,29 +95,14 @@ class Qwen2VL(Family):
         return {**found, **{key: vocabulary[token] for key, token in _SPECIAL.items() if token in vocabulary}}
 
     def files(self, model: ModelConfig, facts: ExportFacts) -> dict[str, Any]:
-        """The image processor, also where transformers 5 looks for it."""
-        vision = model.vision
-        assert isinstance(vision, QwenViTConfig)
-        images = {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "resample": 3,
-            "rescale_factor": 1 / 255,
-            "image_mean": list(vision.image_mean),
-            "image_std": list(vision.image_std),
-            "patch_size": vision.patch_size,
-            "merge_size": vision.merge_size,
-            "temporal_patch_size": vision.temporal_patch_size,
-            "size": {"shortest_edge": vision.min_pixels, "longest_edge": vision.max_pixels},
-        }
-        processor = {"processor_class": f"{self.architecture.removesuffix('ForConditionalGeneration')}Processor"}
-        return {
-            "preprocessor_config.json": {**images, **processor},
-            "processor_config.json": {**processor, "image_processor": images},
-        }
+        """Image and video processor, also where transformers 5 looks for them."""
+        assert isinstance(model.vision, QwenViTConfig)
+        return processor_files(model.vision, f"{self.architecture.removesuffix('ForConditionalGeneration')}Processor")
+
+    def adjusted(self, file: str, theirs: dict[str, Any], model: ModelConfig, facts: ExportFacts) -> dict[str, Any]:
+        """With the recipe's limits of pixels."""
+        assert isinstance(model.vision, QwenViTConfig)
+        return with_limits(file, theirs, model.vision)
 
 
 class Qwen25VL(Qwen2VL):
@@ -127,21 +113,3 @@ class Qwen25VL(Qwen2VL):
     architecture: ClassVar[str] = "Qwen2_5_VLForConditionalGeneration"
     vision_type: ClassVar[str] = "qwen2_5_vit"
     norm: ClassVar[str] = "rms_norm"
-
-
-def _image_settings(folder: Path, vision: QwenViTConfig) -> dict[str, Any]:
-    """Keys of the encoder's recipe that the image processor's file has.
-
-    Raises:
-        UserError: a processing that is not covered.
-    """
-    found = image_processor_settings(folder)
-    same = {"patch_size": vision.patch_size, "merge_size": vision.merge_size}
-    same["temporal_patch_size"] = vision.temporal_patch_size
-    for key, value in {**same, "resample": 3, "do_resize": True, "do_normalize": True}.items():
-        if found.get(key, value) != value:
-            raise UserError(f"{folder}: the image processor has {key}={found[key]!r}; covered: {value!r}")
-    size = {"shortest_edge": found.get("min_pixels"), "longest_edge": found.get("max_pixels"), **found.get("size", {})}
-    limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-    keys: dict[str, Any] = {key: list(found[key]) for key in ("image_mean", "image_std") if key in found}
-    return {**keys, **{key: int(value) for key, value in limits.items() if value is not None}}

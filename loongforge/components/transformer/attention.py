@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,11 +14,13 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 
 from loongforge.components.transformer import multimodal
+from loongforge.components.transformer.cache import CachedStep
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.kernels import ops
 
@@ -66,12 +70,13 @@ class TorchAttention(MegatronModule):
         """
         if view is None:
             return self._document(query, key, value).flatten(2)
-        if self.cp_group.size() > 1 and not view.continues:
+        if view.step is not None and view.continues:
+            return self._continue(query, key, value, view.step).flatten(2)
+        if self.cp_group.size() > 1:
             key, value = gather_chunks(torch.stack([key, value], 1), self.cp_group).unbind(1)
-        kept = view.step.append(self.layer_number, key, value) if view.step is not None else None
-        if kept is not None and view.continues:
-            output = self._continue(query, key, value, *kept, view)
-        elif view.is_image is not None:
+        if view.step is not None:
+            view.step.append(self.layer_number, key, value)
+        if view.is_image is not None:
             output = multimodal.attend(self._attend, query, key, value, view)
         elif self.cp_group.size() > 1:
             output = self._from_chunks(query, key, value, view)
@@ -139,20 +144,12 @@ class TorchAttention(MegatronModule):
             outputs.append(self._attend(query[part], key[first:end], value[first:end], mask=mask))
         return torch.cat(outputs)
 
-    def _continue(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        view: SequenceView,
-    ) -> torch.Tensor:
-        """Attends from new tokens `[T, B, ...]` to all that the cache has `[L, B, ...]`."""
-        assert view.step is not None
-        if view.step.has_images:
-            return multimodal.attend_cached(self._attend, query, value, keys, values, view.step)
-        return self._attend(query, keys, values, mask=view.step.mask(self.window))
+    def _continue(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, step: CachedStep) -> torch.Tensor:
+        """Attends from new tokens `[T, B, ...]` to all that the cache has `[L, B, ...]`, theirs included."""
+        keys, values = step.append(self.layer_number, key, value)
+        if step.has_images:
+            return multimodal.attend_cached(self._attend, query, value, keys, values, step)
+        return self._attend(query, keys, values, mask=step.mask(self.window))
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """It has no state."""
@@ -173,11 +170,16 @@ def gather_chunks(local: torch.Tensor, group: torch.distributed.ProcessGroup) ->
 class TorchSelfAttention(SelfAttention):
     """megatron-core's self-attention with a shorter forward pass: no caches, no masks, rotary halves in place."""
 
+    @cached_property
+    def norms_heads(self) -> bool:
+        """Whether queries and keys are normalised."""
+        return not (isinstance(self.q_layernorm, IdentityOp) and isinstance(self.k_layernorm, IdentityOp))
+
     def forward(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
         attention_mask: None,
-        rotary_pos_emb: torch.Tensor | None = None,
+        rotary_pos_emb: torch.Tensor | Sequence[torch.Tensor] | None = None,
         packed_seq_params: SequenceView | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -186,21 +188,48 @@ class TorchSelfAttention(SelfAttention):
         Args:
             hidden_states: `[S, B, H]`; under sequence parallelism this rank's part of S.
             attention_mask: None: the core attention knows its mask.
-            rotary_pos_emb: Cosines and sines `[2, S, 1, 1, 1, head_dim / 2]`, or None.
+            rotary_pos_emb: Cosines and sines `[2, S, 1, 1, 1, head_dim / 2]`, or apart; or None.
             packed_seq_params: Positions and documents (the name is megatron-core's); None: whole rows.
 
         Returns:
             `[S, B, H]` and the bias that is still to be added, if any.
         """
+        if hidden_states.shape[0] == 1 and not torch.is_grad_enabled():
+            return self._one_token(hidden_states, rotary_pos_emb, packed_seq_params)
         mixed, _ = self.linear_qkv(hidden_states)
         heads = self._split_heads(mixed)
         query, key, value = heads.split([heads.shape[3] - 2, 1, 1], 3)
         query, key = self.q_layernorm(query), self.k_layernorm(key)
         if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb.to(query.dtype).unbind()
-            query, key = ops.rotary(query, cos, sin), ops.rotary(key, cos, sin)
+            cos, sin = rotary_pos_emb
+            query, key = self._rotate(query, cos, sin), self._rotate(key, cos, sin)
         attended = self.core_attention(query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3), packed_seq_params)
         return self.linear_proj(attended)
+
+    def _one_token(
+        self,
+        hidden_states: torch.Tensor,
+        rotary_pos_emb: torch.Tensor | Sequence[torch.Tensor] | None,
+        view: SequenceView | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same for one token of each row without gradients, where calls cost more than sums: in fewer of them."""
+        parts = self._modules
+        heads = self._split_heads(parts["linear_qkv"].forward(hidden_states)[0])
+        queries = heads.shape[3] - 2
+        both = heads.narrow(3, 0, queries + 1)
+        if self.norms_heads:
+            query, key = both.split([queries, 1], 3)
+            both = torch.cat([self.q_layernorm(query), self.k_layernorm(key)], 3)
+        if rotary_pos_emb is not None:
+            both = self._rotate(both, *rotary_pos_emb)
+        query, key, value = both.narrow(3, 0, queries), both.select(3, queries), heads.select(3, queries + 1)
+        attended = parts["core_attention"].forward(query.flatten(2, 3), key, value, view)
+        return parts["linear_proj"].forward(attended)
+
+    def _rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        if cos.dtype != heads.dtype:
+            cos, sin = cos.to(heads.dtype), sin.to(heads.dtype)
+        return ops.rotary(heads, cos, sin)
 
     def _split_heads(self, mixed: torch.Tensor) -> torch.Tensor:
         """`[S, B, width]` -> `[S, B, groups, heads, head_dim]`: a group's queries, its key, its value."""

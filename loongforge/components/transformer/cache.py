@@ -27,6 +27,7 @@ class KVCache:
         """Position of each row's next token, for position encodings: the length, or less where the tokens of an image
         share positions."""
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._counted = torch.zeros(0, dtype=torch.int64)
         self._images: torch.Tensor | None = None
 
     @property
@@ -35,7 +36,9 @@ class KVCache:
         return not any(self.lengths)
 
     def layer(self, number: int, like: torch.Tensor, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values `[B, kv_heads, at least so many slots, head_dim]`, made where missing.
+        """A layer's keys and values `[at least so many slots, B, kv_heads, head_dim]`, made where missing.
+
+        In memory the slots of a head lie together.
 
         Args:
             number: Of the layer in the whole model.
@@ -43,14 +46,20 @@ class KVCache:
             slots: That have to be there.
         """
         kept = self._layers.get(number)
-        if kept is None or kept[0].shape[2] < slots:
+        if kept is None or kept[0].shape[0] < slots:
             _, rows, heads, width = like.shape
             shape = (rows, heads, max(slots, self.capacity), width)
-            larger = (like.new_zeros(shape), like.new_zeros(shape))
-            for old, new in zip(kept or (), larger, strict=False):
-                new[:, :, : old.shape[2]] = old
-            kept = self._layers[number] = larger
+            keys, values = (like.new_zeros(shape).permute(2, 0, 1, 3) for _ in range(2))
+            for old, new in zip(kept or (), (keys, values), strict=False):
+                new[: len(old)] = old
+            kept = self._layers[number] = (keys, values)
         return kept
+
+    def counted(self, number: int, device: torch.device) -> torch.Tensor:
+        """int64 `[number]`: 0, 1, ..."""
+        if self._counted.shape[0] != number:
+            self._counted = torch.arange(number, device=device)
+        return self._counted
 
     def images(self, like: torch.Tensor, slots: int) -> torch.Tensor:
         """bool `[B, at least so many slots]`: which slots hold image tokens; `like` is bool `[B, T]`."""
@@ -78,7 +87,8 @@ class KVCache:
         self.next_positions = [self.next_positions[row] for row in rows]
         for number, kept in self._layers.items():
             chosen = torch.tensor(rows, device=kept[0].device)
-            self._layers[number] = (kept[0][chosen], kept[1][chosen])
+            keys, values = (x.permute(1, 2, 0, 3)[chosen].permute(2, 0, 1, 3) for x in kept)
+            self._layers[number] = (keys, values)
         if self._images is not None:
             self._images = self._images[torch.tensor(rows, device=self._images.device)]
 
@@ -113,6 +123,8 @@ class CachedStep:
         """L."""
         self.even = min(cache.lengths) == max(cache.lengths)
         """All rows are as long."""
+        self.first_positions = cache.next_positions
+        """Position of each row's first new token, for position encodings."""
         self.images = None if is_image is None else self._noted(is_image)
         """bool `[B, L]`: slots that hold image tokens."""
         self._masks: dict[int | None, torch.Tensor] = {}
@@ -137,12 +149,13 @@ class CachedStep:
             Keys and values `[L, B, kv_heads, head_dim]`.
         """
         keys, values = self.cache.layer(layer, key, self.reach)
-        for kept, new in ((keys, key), (values, value)):
-            if self.even:
-                kept[:, :, self.reach - self.tokens : self.reach] = new.permute(1, 2, 0, 3)
-            else:
-                kept.transpose(1, 2)[self._rows, self.slots] = new.transpose(0, 1)
-        return keys[:, :, : self.reach].permute(2, 0, 1, 3), values[:, :, : self.reach].permute(2, 0, 1, 3)
+        if self.even:
+            keys.narrow(0, self.reach - self.tokens, self.tokens).copy_(key)
+            values.narrow(0, self.reach - self.tokens, self.tokens).copy_(value)
+        else:
+            keys.transpose(0, 1)[self._rows, self.slots] = key.transpose(0, 1)
+            values.transpose(0, 1)[self._rows, self.slots] = value.transpose(0, 1)
+        return keys.narrow(0, 0, self.reach), values.narrow(0, 0, self.reach)
 
     @cached_property
     def has_images(self) -> bool:
@@ -152,16 +165,17 @@ class CachedStep:
     @cached_property
     def slots(self) -> torch.Tensor:
         """int64 `[B, T]`: places of the new tokens in their rows."""
-        return torch.tensor(self.cache.lengths, device=self.device)[:, None] + self._counted
+        return torch.tensor(self.cache.lengths, device=self.device)[:, None] + self.counted
 
     @cached_property
     def positions(self) -> torch.Tensor:
         """int64 `[T, B]`: positions of the new tokens, for position encodings."""
-        return (torch.tensor(self.cache.next_positions, device=self.device)[:, None] + self._counted).T
+        return (torch.tensor(self.first_positions, device=self.device)[:, None] + self.counted).T
 
     @cached_property
-    def _counted(self) -> torch.Tensor:
-        return torch.arange(self.tokens, device=self.device)
+    def counted(self) -> torch.Tensor:
+        """int64 `[T]`: 0, 1, ..."""
+        return self.cache.counted(self.tokens, self.device)
 
     @cached_property
     def _rows(self) -> torch.Tensor:

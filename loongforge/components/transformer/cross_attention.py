@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear
+from loongforge.kernels import ops
 
 
 class CrossAttention(MegatronModule):
@@ -44,6 +44,6 @@ class CrossAttention(MegatronModule):
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """`[Q, N, width]`, `[P, N, width]`, `[P, N, width]` -> `[Q, N, width]`."""
         parts = self.query(query)[0], self.key(key)[0], self.value(value)[0]
-        heads = [part.unflatten(-1, (-1, self.head_dim)).permute(1, 2, 0, 3) for part in parts]  # [N, heads, S, head]
-        attended = F.scaled_dot_product_attention(*heads).permute(2, 0, 1, 3).flatten(2)
-        return self.output(attended)[0]
+        heads = [part.unflatten(-1, (-1, self.head_dim)) for part in parts]
+        attended = ops.attention(*heads, causal=False, scale=self.head_dim**-0.5)
+        return self.output(attended.flatten(2))[0]

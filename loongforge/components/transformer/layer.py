@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ class Layer(TransformerLayer):
         self,
         hidden_states: torch.Tensor,
         *args: Any,
-        rotary_pos_emb: torch.Tensor | None = None,
+        rotary_pos_emb: torch.Tensor | Sequence[torch.Tensor] | None = None,
         packed_seq_params: SequenceView | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -55,13 +56,14 @@ class Block(TransformerBlock):
         **options: Any,
     ) -> torch.Tensor:
         """`[S, B, H]`, or None where the previous stage's output is the input, -> `[S, B, H]`."""
-        places = {"rotary_pos_emb": rotary_pos_emb, "packed_seq_params": packed_seq_params}
         if torch.is_grad_enabled():
+            places = {"rotary_pos_emb": rotary_pos_emb, "packed_seq_params": packed_seq_params}
             return super().forward(hidden_states, attention_mask, *args, **places, **options)
         hidden: Any = hidden_states if self.pre_process else self.input_tensor
+        rotary = None if rotary_pos_emb is None else rotary_pos_emb.unbind()
         for layer in self.layers:
-            hidden, _ = layer.forward(hidden, **places)
-        return hidden if self.final_layernorm is None else self.final_layernorm(hidden)
+            hidden, _ = layer.forward(hidden, rotary_pos_emb=rotary, packed_seq_params=packed_seq_params)
+        return hidden if self.final_layernorm is None else self.final_layernorm.forward(hidden)
 
 
 def _sum(bda: Any, added: tuple[torch.Tensor, torch.Tensor | None], residual: torch.Tensor) -> torch.Tensor:

@@ -34,8 +34,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalises the last axis."""
-        assert self.eps is not None
-        return ops.rms_norm(x, self.weight, self.eps)
+        return ops.rms_norm(x, self._parameters["weight"], self.eps)  # type: ignore[arg-type]
 
 
 class LayerNorm(torch.nn.LayerNorm):

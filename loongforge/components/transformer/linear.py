@@ -12,17 +12,28 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from loongforge.components.transformer.lora import Adaptable
 
 
-class ColumnLinear(Adaptable, ColumnParallelLinear):
+class _Divisible(Adaptable):
+    """A layer of megatron-core that its tensor-parallel ranks may divide."""
+
+    tp_group: torch.distributed.ProcessGroup
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.divided = self.tp_group.size() > 1
+
+
+class ColumnLinear(_Divisible, ColumnParallelLinear):
     """Output features divided over the group. On one rank: a native linear, bias added inside the product."""
 
     def forward(
         self, input_: torch.Tensor, weight: torch.Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`[..., in]` -> `[..., out / tp]`, and the bias that is still to be added, if any."""
-        if self.tp_group.size() > 1:
+        if self.divided:
             output, bias = super().forward(input_, weight, runtime_gather_output)
         else:
-            output, bias = F.linear(input_, self.weight if weight is None else weight, self.bias), None
+            own = self._parameters  # not by attribute, which costs more than a small product
+            output, bias = F.linear(input_, own["weight"] if weight is None else weight, own["bias"]), None
         return self.adapted(output, input_), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
@@ -37,15 +48,16 @@ class UnbiasedColumnLinear(ColumnLinear):
         super().__init__(*args, bias=False, **options)
 
 
-class RowLinear(Adaptable, RowParallelLinear):
+class RowLinear(_Divisible, RowParallelLinear):
     """Input features divided over the group; sums the ranks' parts. On one rank: a native linear."""
 
     def forward(self, input_: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`[..., in / tp]` -> `[..., out]`, and the bias that is still to be added, if any."""
-        if self.tp_group.size() > 1:
+        if self.divided:
             output, bias = super().forward(input_, *args)
         else:
-            output, bias = F.linear(input_, self.weight, self.bias), None
+            own = self._parameters
+            output, bias = F.linear(input_, own["weight"], own["bias"]), None
         return self.adapted(output, input_), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:

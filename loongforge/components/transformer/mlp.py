@@ -32,11 +32,12 @@ class FeedForward(MLP):
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor | None]:  # type: ignore[override]
         """`[S, B, H]` -> `[S, B, H]`, and the bias that is still to be added, if any."""
-        inner, bias = self.linear_fc1(hidden_states)
+        parts = self._modules
+        inner, bias = parts["linear_fc1"].forward(hidden_states)
         if bias is not None:
             inner = inner + bias
         inner = ops.swiglu(inner) if self.config.gated_linear_unit else self.config.activation_func(inner)
-        return self.linear_fc2(inner)
+        return parts["linear_fc2"].forward(inner)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """megatron-core's, with the adapter of gate and up projection divided as these are."""

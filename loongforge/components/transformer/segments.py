@@ -58,5 +58,5 @@ class SegmentAttention(TorchAttention):
 class Float32RotaryAttention(TorchSelfAttention):
     """Turns heads in float32, whatever the type of the layer."""
 
-    def _rotate(self, heads: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-        return super()._rotate(heads.float(), rotary).to(heads.dtype)
+    def _rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        return super()._rotate(heads.float(), cos, sin).to(heads.dtype)

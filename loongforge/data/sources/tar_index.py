@@ -165,8 +165,7 @@ def _members(tar: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
         position = -1
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                while (member := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # it remembers them all
+                for member in _walk(archive):
                     if archive.offset <= position or member.size < 0:
                         raise tarfile.ReadError(f"the size of member '{member.name}' is negative")
                     position = archive.offset
@@ -179,6 +178,15 @@ def _members(tar: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
         file.seek(end)  # where the closing blocks of zeros begin, or where the file just stops
         if file.read(_BLOCK) != bytes(_BLOCK):
             raise _CutError(end, "no end-of-archive mark")
+
+
+def _walk(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Its members, of which it keeps none. In an empty archive `next` of Python 3.10 seeks before the start."""
+    if archive.firstmember is None:  # type: ignore[attr-defined]
+        return
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]
+        yield member
 
 
 def _refusal(member: tarfile.TarInfo) -> int:

@@ -96,6 +96,7 @@ class LlamaModel(LanguageModule):
         self.register_buffer("rope_frequencies", rope.inverse_frequencies(config), persistent=False)
         self.register_buffer("rope_axes", rope.frequency_axes(config), persistent=False)
         self.rope_scale = config.rope_scaling.scale if config.rope_scaling else 1.0
+        self.nearby_angles = rope.NearbyAngles()
         if self.pre_process:
             self.embedding = LanguageModelEmbedding(
                 sizes,
@@ -111,8 +112,7 @@ class LlamaModel(LanguageModule):
         if self.post_process:
             self.output_layer = self._output_layer(config, context, padded)
         self.setup_embeddings_and_output_layer()
-        self.is_padded = padded > config.vocab_size
-        if self.is_padded:
+        if padded > config.vocab_size:
             self._note_padding()
 
     def _note_padding(self) -> None:
@@ -169,7 +169,9 @@ class LlamaModel(LanguageModule):
 
         First stage only.
         """
-        return self.embedding(input_ids=tokens, position_ids=None)
+        if torch.is_grad_enabled() or self.tp_group.size() > 1:
+            return self.embedding(input_ids=tokens, position_ids=None)
+        return F.embedding(tokens.t(), self.embedding.word_embeddings.weight)
 
     def forward(self, embeddings: torch.Tensor | None, view: SequenceView) -> torch.Tensor:
         """Runs this stage's layers.
@@ -181,12 +183,18 @@ class LlamaModel(LanguageModule):
         Returns:
             Hidden states `[S, B, H]` of this rank's positions; under sequence parallelism its part of them.
         """
+        # without gradients past what megatron-core asks about CUDA graphs in every call
+        decoder = self.decoder if torch.is_grad_enabled() else self.decoder.forward
+        return decoder(embeddings, attention_mask=None, rotary_pos_emb=self._rotary(view), packed_seq_params=view)
+
+    def _rotary(self, view: SequenceView) -> torch.Tensor:
+        """Cosines and sines of this rank's positions."""
         if self.position_axes and view.axes is not None:
-            rotary = rope.cos_sin_of_axes(self.rope_frequencies, view.axes[..., view.positions], self.rope_axes)
-        else:
-            rotary = rope.cos_sin(self.rope_frequencies, view.within_document)
-        rotary = rotary * self.rope_scale
-        return self.decoder(embeddings, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=view)
+            axes = view.axes[..., view.positions]
+            return rope.cos_sin_of_axes(self.rope_frequencies, axes, self.rope_axes) * self.rope_scale
+        if view.step is not None and view.continues:
+            return self.nearby_angles.at(view.step, self.rope_frequencies, self.rope_scale)
+        return rope.cos_sin(self.rope_frequencies, view.within_document) * self.rope_scale
 
     def whole(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states of all positions of the rows `[S, B, H]`, the same on every rank of the last stage."""
@@ -202,12 +210,12 @@ class LlamaModel(LanguageModule):
             return hidden
         return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=self.tp_group)
 
-    def logits(self, hidden: torch.Tensor, rows: torch.Tensor, *, gathered: bool = False) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, rows: torch.Tensor | None, *, gathered: bool = False) -> torch.Tensor:
         """Logits of chosen positions. Last stage only.
 
         Args:
             hidden: From `forward`, or from `whole`.
-            rows: int64 `[T]`, indices into the flattened `[S * B]` positions.
+            rows: int64 `[T]`, indices into the flattened `[S * B]` positions; None: all.
             gathered: `hidden` is from `whole`.
 
         Returns:
@@ -215,9 +223,11 @@ class LlamaModel(LanguageModule):
             padding.
         """
         hidden = hidden if gathered else self._gather_parts(hidden)
-        chosen = hidden.flatten(0, 1).index_select(0, rows)
+        chosen = hidden.flatten(0, 1)
+        if rows is not None:
+            chosen = chosen.index_select(0, rows)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits = self.output_layer(chosen[:, None], weight=weight)[0].squeeze(1)
+        logits = self.output_layer(chosen.unsqueeze(1), weight=weight)[0].squeeze(1)
         width = logits.shape[-1]
         real = self.vocab_size - self.tp_group.rank() * width
         if real >= width:
@@ -235,12 +245,10 @@ class LlamaModel(LanguageModule):
         Returns:
             float32 `[T]`.
         """
-        if self.is_padded:
-            return self.token_losses(self.logits(hidden, rows), targets)
         chosen = self._gather_parts(hidden).flatten(0, 1).index_select(0, rows)
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-        return ops.linear_cross_entropy(chosen, weight, targets, self.tp_group)
+        return ops.linear_cross_entropy(chosen, weight, targets, self.tp_group, vocab_size=self.vocab_size)
 
     def token_losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each position in nats.
@@ -266,9 +274,9 @@ class LlamaModel(LanguageModule):
         Returns:
             int64 `[T]`.
         """
-        value, index = logits.float().max(-1)
         if self.tp_group.size() == 1:
-            return index
+            return logits.argmax(-1)
+        value, index = logits.float().max(-1)
         first = self.tp_group.rank() * logits.shape[-1]
         mine = torch.stack([value, (index + first).float()])  # exact below 2^24
         everyone = [torch.empty_like(mine) for _ in range(self.tp_group.size())]

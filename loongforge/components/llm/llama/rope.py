@@ -8,6 +8,7 @@ import torch
 
 from loongforge.components.llm.llama.config import LlamaConfig
 from loongforge.components.llm.llama.rope_scaling import RopeScalingConfig
+from loongforge.components.transformer.cache import CachedStep
 
 
 def inverse_frequencies(config: LlamaConfig) -> torch.Tensor:
@@ -56,6 +57,28 @@ def cos_sin(inverse: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Cosines and sines of int64 `positions` `[S]`, or `[S, B]`: float32 `[2, S, 1 or B, 1, 1, head_dim / 2]`."""
     angles = positions.float().reshape(len(positions), -1, 1) * inverse
     return torch.stack([angles.cos(), angles.sin()])[:, :, :, None, None]
+
+
+class NearbyAngles:
+    """Cosines and sines of some hundred positions, which generation passes one after another."""
+
+    SIZE = 512
+
+    def __init__(self) -> None:
+        self._first, self._table = 0, torch.zeros(2, 0)
+
+    def at(self, step: CachedStep, inverse: torch.Tensor, scale: float) -> torch.Tensor:
+        """As `cos_sin` of the positions of a step's tokens, times a scale."""
+        low, last = min(step.first_positions), max(step.first_positions)
+        if last + step.tokens - low > self.SIZE:
+            return cos_sin(inverse, step.positions) * scale
+        if not self._first <= low <= last + step.tokens <= self._first + self._table.shape[1]:
+            positions = torch.arange(low, low + self.SIZE, device=inverse.device)
+            self._first, self._table = low, cos_sin(inverse, positions) * scale
+        if low == last:
+            return self._table.narrow(1, low - self._first, step.tokens)
+        chosen = self._table.index_select(1, (step.positions - self._first).flatten())
+        return chosen.view(2, *step.positions.shape, *chosen.shape[3:])
 
 
 def frequency_axes(config: LlamaConfig) -> torch.Tensor | None:

@@ -64,7 +64,10 @@ def qwen25_from_hf(cls: type[Qwen25ViTConfig], values: Mapping[str, Any]) -> Qwe
     """The same of a Qwen2.5-VL."""
     hf = _settings(values, "silu")
     found = _read(hf, _COMMON | _QWEN25)
-    return cls(type="qwen2_5_vit", **{**found, "full_attention_layers": list(found["full_attention_layers"])})
+    full = [
+        layer for layer in found["full_attention_layers"] if layer < found["num_layers"]
+    ]  # defaults name 32 layers'
+    return cls(type="qwen2_5_vit", **{**found, "full_attention_layers": full})
 
 
 def _written(config: QwenViTConfig, names: Mapping[str, str]) -> dict[str, Any]:

@@ -37,15 +37,35 @@ def name_map(config: ViTConfig) -> NameMap:
         *_both("decoder.final_layernorm", "post_layernorm"),
         *_layer_rules(config),
     ]
-    return NameMap(rules, PREFIXES, carried=_not_built(config), alone=ALONE, neutral=_neutral(config))
+    return NameMap(
+        rules, PREFIXES, carried=_not_built(config), alone=ALONE, neutral=_neutral(config), above=above(config)
+    )
 
 
 def _not_built(config: ViTConfig) -> list[str]:
     """What published checkpoints hold and the features do not depend on: layers above, last norm, pooling head."""
-    above = "|".join(str(number) for number in range(config.built_layers, config.num_layers))
-    patterns = [r"embeddings\.position_ids"]
-    patterns += [rf"encoder\.layers\.({above})\..*"] if above else []
+    patterns = [r"embeddings\.position_ids", *(rf"encoder\.layers\.{number}\..*" for number in above(config))]
     return patterns + ([] if config.has_post_norm else [r"post_layernorm\..*"])
+
+
+def above(config: ViTConfig) -> range:
+    """Layers above the features."""
+    return range(config.built_layers, config.num_layers)
+
+
+def head_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of SigLIP's pooling head, by bare name."""
+    width, inner = config.hidden_size, config.mlp_hidden_size
+    maps: dict[str, tuple[int, ...]] = {
+        "attention.out_proj": (width, width),
+        "mlp.fc1": (inner, width),
+        "mlp.fc2": (width, inner),
+    }
+    found = {f"head.{name}.weight": shape for name, shape in maps.items()}
+    found |= {f"head.{name}.bias": shape[:1] for name, shape in maps.items()}
+    found |= {f"head.layernorm.{kind}": (width,) for kind in ("weight", "bias")}
+    stacked = {"head.attention.in_proj_weight": (3 * width, width), "head.attention.in_proj_bias": (3 * width,)}
+    return {"head.probe": (1, 1, width), **stacked, **found}
 
 
 def _neutral(config: ViTConfig) -> dict[str, tuple[int, ...]]:

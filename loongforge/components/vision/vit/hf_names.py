@@ -7,6 +7,7 @@ import torch
 from loongforge.components.hf import NameMap, Rule, Tensors, grouped_qkv
 from loongforge.components.vision.vit.config import ViTConfig
 from loongforge.components.vision.vit.dinov2 import Dinov2Config
+from loongforge.components.vision.vit.hf import above
 from loongforge.components.vision.vit.internvit import InternViTConfig
 
 _INSIDE = ("vision_tower.", "model.vision_tower.")
@@ -27,7 +28,13 @@ def internvit_names(config: InternViTConfig) -> NameMap:
         Rule(f"{_LAYER}self_attn_bda.weight", (f"{_THEIRS}lambda_1",)),
         Rule(f"{_LAYER}mlp_bda.weight", (f"{_THEIRS}lambda_2",)),
     ]
-    return NameMap(rules, ("", *_INSIDE), carried=_not_built(config))
+    return NameMap(
+        rules,
+        ("", *_INSIDE),
+        carried=_not_built(config),
+        neutral=_neutral(config, config.post_norm),
+        above=above(config),
+    )
 
 
 def dinov2_names(config: Dinov2Config) -> NameMap:
@@ -47,14 +54,21 @@ def dinov2_names(config: Dinov2Config) -> NameMap:
         Rule(f"{_LAYER}mlp_bda.weight", (f"{_THEIRS}layer_scale2.lambda1",)),
     ]
     carried = [r"embeddings\.mask_token", *_not_built(config)]
-    return NameMap(rules, ("", "dinov2.", "dinov2_with_registers.", *_INSIDE), carried=carried)
+    prefixes = ("", "dinov2.", "dinov2_with_registers.", *_INSIDE)
+    neutral = _neutral(config, config.post_norm)
+    return NameMap(rules, prefixes, carried=carried, neutral=neutral, above=above(config))
 
 
 def _not_built(config: ViTConfig) -> list[str]:
     """What checkpoints hold and the features do not depend on: layers above them, and the last norm."""
-    above = "|".join(str(number) for number in range(config.built_layers, config.num_layers))
-    found = [rf"encoder\.layer\.({above})\..*"] if above else []
+    found = [rf"encoder\.layer\.{number}\..*" for number in above(config)]
     return found + ([] if config.has_post_norm else [r"layernorm\..*"])
+
+
+def _neutral(config: ViTConfig, published: bool) -> dict[str, tuple[int, ...]]:
+    """The last norm, where checkpoints have one and the features do not depend on it."""
+    kinds = () if config.has_post_norm or not published else ("weight", "bias")
+    return {f"layernorm.{kind}": (config.hidden_size,) for kind in kinds}
 
 
 def _embeddings(config: ViTConfig) -> list[Rule]:
