@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from loongforge.components.products import COUNTS
-from loongforge.config.kernels import KernelsConfig
 from loongforge.config.schema import Config, LoraConfig
 from loongforge.data.batch import Batch
 from loongforge.model.flops import image_tokens
@@ -32,7 +31,6 @@ def _run(config: Config, groups: Any, batches: Sequence[Batch]) -> tuple[float, 
     from loongforge.model.assembly import build_model
     from loongforge.model.execution import Runner
 
-    config.kernels = KernelsConfig(attention="reference", attention_varlen="reference")
     runner = Runner(build_model(config, groups, image_token=IMAGE_TOKEN).train(), groups)
     labels = sum(int((batch.labels >= 0).sum()) for batch in batches)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as seen:  # others are not all known to it
@@ -47,7 +45,7 @@ def _documents(batch: Batch) -> np.ndarray:
 
 
 def _as_computed(config: Config, batches: Sequence[Batch]) -> dict[str, int]:
-    """The reference computes scores that the causal mask then hides, and padding."""
+    """Plain attention computes scores that the causal mask then hides, and padding."""
     counts = _counted(config, batches)
     squares = sum(int((_documents(batch).astype(np.int64) ** 2).sum()) for batch in batches)
     return {**counts, "pairs": squares, "tokens": sum(batch.tokens.numel() for batch in batches)}

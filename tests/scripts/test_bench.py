@@ -21,7 +21,7 @@ def test_engine_cost(model: str) -> None:
 
 
 def test_phases() -> None:
-    result = _run("phases", "--steps", "1")
+    result = run_bench("phases", "--steps", "1")
     assert result["calls_per_step"] > 15
     assert 0 < result["share"] < 0.05  # 0.0007 on a quiet machine
 
