@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from loongforge_backends.common import fused_adamw
+from loongforge_backends.cuda import torch_kernels
 
 from loongforge.kernels.impl import Impl
 
@@ -42,12 +43,14 @@ def _half_only(
     return None
 
 
+def _te_refuses(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> str | None:
+    if len(query) != len(key):
+        return "keys of another length"
+    return _half_without_dropout(query, key, *args, **kwargs)
+
+
 def _half_without_dropout(query: torch.Tensor, *args: Any, dropout: float = 0.0, **kwargs: Any) -> str | None:
     return _half_only(query, *args, **kwargs) or ("dropout" if dropout else None)
-
-
-def _sizes(cu_seqlens: torch.Tensor, lengths: Sequence[int] | None) -> int:
-    return max(lengths if lengths is not None else cu_seqlens.diff().tolist(), default=0)
 
 
 def _flash_dense() -> Callable[..., torch.Tensor]:
@@ -83,33 +86,9 @@ def _flash_varlen() -> Callable[..., torch.Tensor]:
         scale: float,
         dropout: float = 0.0,
     ) -> torch.Tensor:
-        most, ends = _sizes(cu_seqlens, lengths), cu_seqlens.to(torch.int32)
+        most, ends = torch_kernels.longest(cu_seqlens, lengths), cu_seqlens.to(torch.int32)
         options = dict(dropout_p=dropout, softmax_scale=scale, causal=causal)
         return flash_attn_varlen_func(query, key, value, ends, ends, most, most, **options)
-
-    return attention_varlen
-
-
-def _torch_varlen() -> Callable[..., torch.Tensor]:
-    from torch.nn.attention.varlen import varlen_attn
-
-    def attention_varlen(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        *,
-        lengths: Sequence[int] | None = None,
-        causal: bool,
-        scale: float,
-        dropout: float = 0.0,
-    ) -> torch.Tensor:
-        most, ends = _sizes(cu_seqlens, lengths), cu_seqlens.to(torch.int32)
-        window = (-1, 0) if causal else (-1, -1)
-        grouped = query.shape[1] != key.shape[1]
-        return varlen_attn(  # type: ignore[return-value]
-            query, key, value, ends, ends, most, most, scale=scale, window_size=window, enable_gqa=grouped
-        )
 
     return attention_varlen
 
@@ -161,7 +140,7 @@ def _te_varlen() -> Callable[..., torch.Tensor]:
         scale: float,
         dropout: float = 0.0,
     ) -> torch.Tensor:
-        most, ends = _sizes(cu_seqlens, lengths), cu_seqlens.to(torch.int32)
+        most, ends = torch_kernels.longest(cu_seqlens, lengths), cu_seqlens.to(torch.int32)
         sizes = (query.shape[1], key.shape[1], query.shape[2])
         module = _te_module("thd", "padding_causal" if causal else "padding", *sizes, scale)
         packed = dict(cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=most, max_seqlen_kv=most)
@@ -225,7 +204,7 @@ def kernels() -> list[Impl]:
         Impl(
             op="attention_varlen",
             name="torch_varlen",
-            load=_torch_varlen,
+            load=torch_kernels.varlen,
             priority=30,
             source="torch.nn.attention.varlen.varlen_attn",
             missing=_lacks("torch.nn.attention", "varlen"),
@@ -247,7 +226,7 @@ def kernels() -> list[Impl]:
             priority=5,  # below SDPA: where no packing asks for it, only by name
             source="Transformer Engine's DotProductAttention, qkv_format=sbhd",
             missing=_lacks("transformer_engine"),
-            refuses=_half_without_dropout,
+            refuses=_te_refuses,
         ),
         Impl(
             op="rms_norm",
@@ -257,6 +236,15 @@ def kernels() -> list[Impl]:
             source=liger_source,
             missing=liger,
             refuses=_empty,
+        ),
+        Impl(
+            op="rms_norm",
+            name="torch_fused",
+            load=torch_kernels.rms_norm,
+            priority=15,
+            source="torch.nn.functional.rms_norm (pytorch pull request 153666)",
+            missing=torch_kernels.rms_norm_missing,
+            refuses=torch_kernels.rms_norm_refuses,
         ),
         Impl(
             op="swiglu",

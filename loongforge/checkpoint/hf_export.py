@@ -193,8 +193,8 @@ def export_config(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> 
     return found
 
 
-_FOLLOWS = ("vocab_size", "image_token_index", "image_token_id")
-"""What the tokenizer of a run decides."""
+_FOLLOWS = ("vocab_size", "image_token_index", "image_token_id", "router_aux_loss_coef", "output_router_logits")
+"""What a run decides: by its tokenizer, or by what it trained with."""
 
 
 def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

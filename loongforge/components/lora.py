@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
@@ -11,10 +10,8 @@ from loongforge.components.hf import NameMap
 from loongforge.components.sharding import full_shape, global_names, is_gated, take_shard
 from loongforge.components.trainable import ALL_LINEAR, is_adapted
 from loongforge.components.transformer.lora import Adaptable, LowRank
-from loongforge.config.errors import UserError, did_you_mean
+from loongforge.config.errors import did_you_mean
 from loongforge.config.schema import LoraConfig
-
-_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def is_adapter(name: str) -> bool:
@@ -27,7 +24,6 @@ def add_adapters(
     settings: LoraConfig,
     name_map: NameMap | None,
     *,
-    component: str,
     group: torch.distributed.ProcessGroup,
 ) -> None:
     """Adds the adapters that the recipe asks for to this rank's shard.
@@ -36,15 +32,9 @@ def add_adapters(
         module: A component.
         settings: `model.<component>.lora`.
         name_map: Hugging Face names, by which targets are called; None: ours.
-        component: Its name, for messages.
         group: Tensor-parallel ranks.
-
-    Raises:
-        UserError: a target that no linear layer of the component matches.
     """
-    layers = list(_adaptable(module, name_map))
-    _require_matches(settings.targets, [name for _, _, names in layers for name in names], module, component)
-    for global_name, linear, names in layers:
+    for global_name, linear, names in _adaptable(module, name_map):
         wanted = [is_adapted(name, settings.targets) for name in names]
         if any(wanted):
             owners = _owners(global_name, linear, module, name_map, wanted, group)
@@ -55,7 +45,7 @@ def _adaptable(module: torch.nn.Module, name_map: NameMap | None) -> Iterator[tu
     """(global name of the weight, layer, names of the layers that it stands for)."""
     globally = global_names(module)
     for name, part in module.named_modules():
-        if not isinstance(part, Adaptable) or not part.takes_adapter:
+        if not isinstance(part, Adaptable):
             continue
         if f"{name}.weight" in globally and not name.endswith("output_layer"):
             weight = globally[f"{name}.weight"]
@@ -63,17 +53,18 @@ def _adaptable(module: torch.nn.Module, name_map: NameMap | None) -> Iterator[tu
             yield weight, part, [n.removesuffix(".weight") for n in names]
 
 
-def _require_matches(targets: list[str], here: list[str], module: torch.nn.Module, component: str) -> None:
-    """Other pipeline stages hold other layers, of the same kinds."""
-    numbers = range(getattr(module.config, "num_layers", 1))
-    everywhere = {_LAYER.sub(str(i), name, count=1) for name in here for i in numbers}
-    kinds = sorted({name.rpartition(".")[2] for name in here})
-    for target in targets:
-        if not any(is_adapted(name, [target]) for name in everywhere):
-            raise UserError(
-                f"model.{component}.lora.targets: no linear layer's name ends with '{target}'."
-                f"{did_you_mean(target, kinds)} Allowed: {ALL_LINEAR}, {', '.join(kinds)}, or longer ends of such names"
-            )
+def linear_layers(module: torch.nn.Module, name_map: NameMap | None) -> list[str]:
+    """Names by which targets call this rank's linear layers."""
+    return [name for _, _, names in _adaptable(module, name_map) for name in names]
+
+
+def unmatched_target(component: str, target: str, layers: Iterable[str]) -> str:
+    """What to say of a target that no layer of any rank matches."""
+    kinds = sorted({name.rpartition(".")[2] for name in layers})
+    return (
+        f"model.{component}.lora.targets: no linear layer's name ends with '{target}'."
+        f"{did_you_mean(target, kinds)} Allowed: {ALL_LINEAR}, {', '.join(kinds)}, or longer ends of such names"
+    )
 
 
 def _owners(

@@ -32,8 +32,8 @@ class LoraConfig:
     dropout: float = 0.0
     """Part of an adapter's input that is left out at random in training. Above 0, layouts draw different features."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Ends of the layers' names in Hugging Face's models (`q_proj`, `layers.0.mlp.up_proj`, `layers.*.self_attn.*`), or
-    `all-linear`: every linear layer but the output layer."""
+    """Ends of the layers' names in Hugging Face's models (`q_proj`, `layers.0.mlp.up_proj`, `layers.*.self_attn.*`,
+    `experts.*.down_proj`), or `all-linear`: every linear layer but the output layer."""
     lr_scale: float = 1.0
     """Multiplies `optimizer.lr` for the adapters, in place of the component's."""
 

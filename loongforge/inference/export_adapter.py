@@ -16,7 +16,7 @@ from loongforge.checkpoint.hf_origin import FOLDER, read_origin
 from loongforge.checkpoint.lifecycle import resolve
 from loongforge.components.base import FamilyConfig
 from loongforge.config.errors import UserError
-from loongforge.config.schema import Config, LoraConfig
+from loongforge.config.schema import Config
 from loongforge.inference.export import checkpoint_weights, plan_export
 from loongforge.inference.learned import Learned, learned_of
 from loongforge.model.assembly import component_configs
@@ -104,13 +104,12 @@ def _modules(described: dict[str, Any]) -> set[str]:
 def _described(config: Config, learned: dict[str, Learned]) -> dict[str, Any]:
     """`adapter_config.json`."""
     parts = component_configs(config)
-    layers: dict[str, LoraConfig] = {}
-    for name, found in learned.items():
-        settings = parts[name].lora
-        if settings is not None:
-            layers |= dict.fromkeys(found.adapted, settings)
+    modules = {key: own for found in learned.values() for key, own in found.adapted.items()}
+    parameters = {key: own for found in learned.values() for key, own in found.parameters.items()}
+    everything = modules | parameters
+    dropout = max(part.lora.dropout for part in parts.values() if part.lora is not None)
     saved = sorted(module for found in learned.values() for module in found.whole)
-    usual = Counter((settings.rank, settings.alpha) for settings in layers.values()).most_common(1)[0][0]
+    usual = Counter(everything.values()).most_common(1)[0][0]
     origins = [config.model.init_from, *(part.init_from for part in parts.values())]
     return {
         "peft_type": "LORA",
@@ -118,10 +117,11 @@ def _described(config: Config, learned: dict[str, Learned]) -> dict[str, Any]:
         "base_model_name_or_path": next((origin for origin in origins if origin is not None), None),
         "r": usual[0],
         "lora_alpha": usual[1],
-        "lora_dropout": max(settings.dropout for settings in layers.values()),
-        "rank_pattern": {name: own.rank for name, own in layers.items() if own.rank != usual[0]},
-        "alpha_pattern": {name: own.alpha for name, own in layers.items() if own.alpha != usual[1]},
-        "target_modules": sorted(layers),
+        "lora_dropout": 0.0 if parameters else dropout,  # peft drops nothing where it adapts parameters
+        "rank_pattern": {name: rank for name, (rank, _) in everything.items() if rank != usual[0]},
+        "alpha_pattern": {name: alpha for name, (_, alpha) in everything.items() if alpha != usual[1]},
+        "target_modules": sorted(modules),
+        "target_parameters": sorted(parameters) or None,
         "modules_to_save": saved or None,
         "bias": "none",
         "inference_mode": True,

@@ -11,10 +11,14 @@ import torch
 from loongforge.checkpoint.hf_export import Weights, full_weight
 from loongforge.components.base import FamilyConfig
 from loongforge.components.hf import NameMap
+from loongforge.components.llm.base import LLMConfig
 from loongforge.components.lora import is_adapter, to_peft
 from loongforge.components.trainable import trains
 from loongforge.config.errors import UserError
+from loongforge.inference.fused_experts import fuse
 
+Ranks = dict[str, tuple[int, float]]
+"""Rank and alpha by name."""
 _OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -24,8 +28,10 @@ class Learned:
 
     tensors: dict[str, torch.Tensor]
     """As peft names them, without its prefix."""
-    adapted: list[str]
+    adapted: Ranks
     """Modules with an adapter."""
+    parameters: Ranks
+    """Parameters with an adapter of their own: stacked experts, and dense layers beside them."""
     whole: list[str]
     """Modules that are taken along as they are."""
 
@@ -61,24 +67,47 @@ def learned_of(
             f"without --adapter the export holds the whole model (a run with model.{name}.train=['!{loose[0]}'] keeps "
             "it as it is)"
         )
-    adapters: dict[str, torch.Tensor] = {}
-    if part.lora is not None:
-        full = {key: weights.read(key) for key in stored if is_adapter(key)}
-        adapters = to_peft(
-            full, part.lora, names, lambda spellings: next(name for name in spellings if name in modules)
-        )
-    adapted = {key.removesuffix(".lora_A.weight") for key in adapters if key.endswith(".lora_A.weight")}
-    whole |= {module for module in adapted if _mistaken(module, described)}
     whole = {module for module in whole if not _inside(module, whole - {module})}
+    adapters, adapted, parameters = _adapters(part, names, weights, modules, described)
     kept = {key: value for key, value in adapters.items() if not _inside(key, whole)}
     tensors = dict(_whole(part, names, weights, owners, whole))
     for alias, original in _tied(names, modules).items():
         if original in tensors:
             tensors[alias] = tensors[original].clone()
             whole.add(alias.rpartition(".")[0])
-    return Learned(
-        {**kept, **tensors}, sorted(module for module in adapted if not _inside(module, whole)), sorted(whole)
+    adapted, parameters = (
+        {key: ranks for key, ranks in found.items() if not _inside(key, whole)} for found in (adapted, parameters)
     )
+    return Learned({**kept, **tensors}, adapted, parameters, sorted(whole))
+
+
+def _adapters(
+    part: FamilyConfig, names: NameMap, weights: Weights, modules: Collection[str], described: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], Ranks, Ranks]:
+    """Tensors of a component's adapters, and the modules and parameters that they adapt."""
+    if part.lora is None:
+        return {}, {}, {}
+
+    def spell(spellings: list[str]) -> str:
+        return next(name for name in spellings if name in modules or _stack_of(name) in modules)
+
+    full = {key: weights.read(key) for key in weights.shapes() if is_adapter(key)}
+    routers = part.routers if isinstance(part, LLMConfig) else None
+    fused = fuse(to_peft(full, part.lora, names, spell), part.lora, routers.experts if routers else 0)
+    stacks = {name.rpartition(".")[0] for name in fused.parameters}
+    found: dict[bool, Ranks] = {True: dict(fused.parameters), False: {}}
+    for key in fused.tensors:
+        module, is_a, _ = key.partition(".lora_A.")
+        if is_a and module.removesuffix(".base_layer") not in stacks:
+            mistaken = _mistaken(module, described)
+            found[mistaken][f"{module}.weight" if mistaken else module] = part.lora.rank, part.lora.alpha
+    return fused.tensors, found[False], found[True]
+
+
+def _stack_of(name: str) -> str:
+    """The module that holds a layer of an expert in memory."""
+    module, experts, _ = name.partition(".experts.")
+    return module + experts.rstrip(".")
 
 
 def _tied(names: NameMap, modules: Collection[str]) -> dict[str, str]:
@@ -93,7 +122,8 @@ def _tied(names: NameMap, modules: Collection[str]) -> dict[str, str]:
 
 
 def _mistaken(module: str, described: Mapping[str, Any]) -> bool:
-    """Dense layers among experts: peft takes adapters of these names for the experts' (`_convert_peft_config_moe`)."""
+    """Dense layers among experts: peft takes adapters of these names for the experts' (`_convert_peft_config_moe`), but
+    not where they are named by their weight."""
     return "num_experts" in described and module.endswith(_OF_EXPERTS)
 
 

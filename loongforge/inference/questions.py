@@ -18,6 +18,7 @@ from loongforge.data.processing import SampleProcessor
 from loongforge.data.sample import SampleError
 from loongforge.data.sources.record import image_names, make_sample, parse_record
 from loongforge.data.sources.references import ImageFolder, Reader
+from loongforge.data.sources.videos import VIDEO, videos_of
 from loongforge.inference.generation import Prompt
 
 PLACEHOLDER = "<image>"
@@ -67,7 +68,7 @@ def read_questions(path: str, max_bytes: int) -> Iterator[Question]:
     """Questions of a JSONL file, image paths relative to it.
 
     A line is a sample in any of the formats that are trained on (its last answer, the reference, is left out), or
-    `{"prompt": TEXT, "images": [FILE, ...]}`; both may give `id`.
+    `{"prompt": TEXT, "images": [FILE, ...], "videos": [[FRAME, ...], ...]}`; both may give `id`.
 
     Raises:
         UserError: the file cannot be read, or a line is no question.
@@ -92,7 +93,8 @@ def _question(line: bytes, where: str, name: str, folder: ImageFolder, max_bytes
     if "prompt" in record:
         if not isinstance(prompt, str):
             raise SampleError(f"'prompt' must be a text, not {prompt!r:.80}")
-        content = place_images(prompt, len(image_names(record)))
+        videos = f"{VIDEO}\n" * max(0, len(videos_of(record)) - prompt.count(VIDEO))
+        content = place_images(videos + prompt, len(image_names(record)))
         record = {**record, "messages": [{"role": "user", "content": content}]}
     sample = make_sample(name, record, named=lambda names: folder.readers(names, max_bytes))
     if sample.text is not None:

@@ -22,6 +22,7 @@ class NewTokens:
     tokens: torch.Tensor
     labels: torch.Tensor
     images: torch.Tensor
+    lengths: torch.Tensor | None = None
     cu_seqlens: torch.Tensor | None = None
     image_plan: ImagePlan | None = None
     shapes: Shapes | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
@@ -11,10 +12,10 @@ from megatron.core.transformer.module import MegatronModule
 from loongforge.components.context import BuildContext
 from loongforge.components.hf import NameMap
 from loongforge.components.llm.base import LLMConfig
-from loongforge.components.lora import add_adapters, is_adapter
+from loongforge.components.lora import add_adapters, is_adapter, linear_layers, unmatched_target
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.components.sharding import draw_parameters, global_names, global_parameters, mark_tensor_parallel
-from loongforge.components.trainable import trains, unmatched, unmatched_problem
+from loongforge.components.trainable import is_adapted, trains, unmatched, unmatched_problem
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 from loongforge.config.kernels import KernelsConfig
@@ -83,7 +84,7 @@ def _build_component(config: Config, name: str, groups: Groups) -> torch.nn.Modu
     _give_group(module, context.groups.tp)
     mark_tensor_parallel(module)
     if component.lora is not None:
-        add_adapters(module, component.lora, _names(component), component=name, group=context.groups.tp)
+        add_adapters(module, component.lora, _names(component), group=context.groups.tp)
     draw_parameters(
         module,
         component=name,
@@ -98,25 +99,46 @@ def _build_component(config: Config, name: str, groups: Groups) -> torch.nn.Modu
 
 
 def _require_matches(config: Config, parts: dict[str, torch.nn.Module | None]) -> None:
-    """Refuses patterns of `train` that match no parameter on any rank. Collective over the world where there are some.
+    """Refuses patterns of `train` and targets of `lora` that match nothing on any rank: a rank holds some layers only,
+    and not all are alike. Collective over the world where there are some.
 
     Raises:
         UserError: naming the first of them.
     """
-    wanted = [(name, pattern) for name, part in component_configs(config).items() for pattern in part.train]
+    components = component_configs(config)
+    patterns = [(name, pattern) for name, part in components.items() for pattern in part.train]
+    held = {name: [] if part is None else list(global_names(part).values()) for name, part in parts.items()}
+    missing = [(name, pattern) for name, pattern in patterns if unmatched([pattern], held[name])]
+    for name, pattern, names in _missing_everywhere(patterns, missing, held):
+        raise UserError(f"model.{name}.{unmatched_problem(pattern, names)}")
+    adapted = {name: part for name, part in components.items() if part.lora is not None}
+    targets = [(name, target) for name, part in adapted.items() for target in part.lora.targets]  # type: ignore[union-attr]
+    layers = {name: _layers(parts[name], part) for name, part in adapted.items()}
+    missing = [(name, own) for name, own in targets if not any(is_adapted(layer, [own]) for layer in layers[name])]
+    for name, target, names in _missing_everywhere(targets, missing, layers):
+        raise UserError(unmatched_target(name, target, names))
+
+
+def _layers(module: torch.nn.Module | None, component: ComponentConfig) -> list[str]:
+    return [] if module is None else linear_layers(module, _names(component))
+
+
+def _missing_everywhere(
+    wanted: list[tuple[str, str]], missing: list[tuple[str, str]], held: dict[str, list[str]]
+) -> Iterator[tuple[str, str, list[str]]]:
+    """(component, what it wants, names that ranks hold) of what every rank misses. Collective over the world where
+    anything is wanted."""
     if not wanted:
         return
-    held = {name: [] if part is None else list(global_names(part).values()) for name, part in parts.items()}
-    missing = {(name, pattern) for name, pattern in wanted if unmatched([pattern], held[name])}
-    everywhere: list[tuple[set[tuple[str, str]], dict[str, list[str]]]] = [(missing, held if missing else {})]
+    everywhere: list[tuple[set[tuple[str, str]], dict[str, list[str]]]] = [(set(missing), held if missing else {})]
     if dist.get_world_size() > 1:
+        own = everywhere[0]
         everywhere = [(set(), {})] * dist.get_world_size()
-        dist.all_gather_object(everywhere, (missing, held if missing else {}))
+        dist.all_gather_object(everywhere, own)
     lost = set.intersection(*(found for found, _ in everywhere))
     for name, pattern in wanted:
         if (name, pattern) in lost:
-            names = [parameter for _, all_held in everywhere for parameter in all_held.get(name, [])]
-            raise UserError(f"model.{name}.{unmatched_problem(pattern, names)}")
+            yield name, pattern, [one for _, all_held in everywhere for one in all_held.get(name, [])]
 
 
 def _names(component: ComponentConfig) -> NameMap | None:
@@ -155,7 +177,10 @@ def build_model(config: Config, groups: Groups, *, image_token: int | None) -> V
     bind_kernels(config.kernels, current())
     parts = {name: _build_component(config, name, groups) for name in ("vision", "projector", "llm")}
     _require_matches(config, parts)
-    return VisionLanguageModel(**parts, images=image_spec(config, image_token)).to(current().device())
+    llm = config.model.llm
+    routers = llm.routers if isinstance(llm, LLMConfig) else None
+    images = image_spec(config, image_token)
+    return VisionLanguageModel(**parts, images=images, routers=routers).to(current().device())
 
 
 def image_spec(config: Config, image_token: int | None) -> ImageSpec | None:

@@ -16,6 +16,7 @@ from loongforge.kernels.backend import widest_dtype
 from loongforge.kernels.phases import PhaseClock
 from loongforge.kernels.tools import DeviceTools
 from loongforge.model.ahead import ImageRowStream, encode_ahead, windows_ahead
+from loongforge.model.balance import ExpertCounts
 from loongforge.model.checks import window_size
 from loongforge.model.encoding import Bridge, ImageEncoder
 from loongforge.model.vlm import VisionLanguageModel
@@ -62,8 +63,17 @@ class Runner:
         self.phases = phases or PhaseClock(DeviceTools())
         self.pipelined = groups.layout.llm.pp > 1
         self.device, self.wide = next(model.parameters()).device, widest_dtype()
+<<<<<<< HEAD
         self.encodings = 0
         """Windows of the last `train` that this rank has encoded images of."""
+=======
+        self.times = PhaseTimes()
+        """Of the last `train`."""
+        self.experts: ExpertCounts | None = None
+        """Counts of the last `train`; None: the LLM has no experts."""
+        if model.routers is not None:
+            self.experts = ExpertCounts(model.routers, getattr(model.llm, "routing", None), groups, self.device)
+>>>>>>> main
         if model.images is not None:
             exchange = Exchange(groups, observe, self.phases)
             self.encoder = ImageEncoder(model, groups, exchange, self.device)
@@ -79,7 +89,16 @@ class Runner:
         Returns:
             Scalar in the device's widest dtype: this rank's part of that quotient; 0 except on the last pipeline stage.
         """
+<<<<<<< HEAD
         self.encodings = 0
+=======
+        self.times = PhaseTimes()
+        if self.experts is not None:
+            self.experts.begin()
+            number = len(next(iter(micro_batches.values()), ()))
+            if self.experts.spec.counts_first(number, self.groups.layout.llm.pp):
+                self._count_experts(micro_batches, self.experts)
+>>>>>>> main
         if self.model.images is None:
             parts = self._train_llm(self._own(micro_batches), num_label_tokens, lambda number: None)
         elif self.groups.layout.decoupled:
@@ -89,6 +108,23 @@ class Runner:
             for part in self._windows(micro_batches):
                 parts += self._train_window(part, num_label_tokens)
         return torch.stack(parts).sum() if parts else torch.zeros((), dtype=self.wide, device=self.device)
+
+    def _count_experts(self, micro_batches: MicroBatches, experts: ExpertCounts) -> None:
+        """A pass of the whole step without gradients, which the loss that balances experts needs before the first
+        backward pass."""
+
+        def step(numbered: Iterator[Any], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
+            number, batch = next(numbered)
+            with experts.noting():
+                hidden = model(batch, rows[number] if model.pre_process else None)
+            return hidden, lambda hidden, non_loss_data: None
+
+        for part in self._windows(micro_batches) if self.model.images is not None else [micro_batches]:
+            rows = self.encode(part)
+            with self.evaluating(), torch.no_grad():
+                self._schedule(self._own(part), step, forward_only=True, collect_non_loss_data=True)
+        experts.settle()
+        experts.forget()
 
     def _train_window(self, micro_batches: MicroBatches, num_label_tokens: int) -> list[torch.Tensor]:
         """Colocated: all ranks encode, then the LLM runs, then gradients return."""
@@ -120,8 +156,13 @@ class Runner:
     def _train_llm(
         self, batches: Sequence[Inputs], num_label_tokens: int, image_rows: Callable[[int], torch.Tensor | None]
     ) -> list[torch.Tensor]:
+<<<<<<< HEAD
         one, phases = torch.ones((), dtype=torch.int, device=self.device), self.phases
         between = "pipeline" if self.pipelined else "other"
+=======
+        one = torch.ones((), dtype=torch.int, device=self.device)
+        experts = self.experts
+>>>>>>> main
 
         def step(numbered: Iterator[Any], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
             number, batch = next(numbered)
@@ -132,9 +173,19 @@ class Runner:
                     mean = model.losses(hidden, batch).sum() / num_label_tokens
                 return self._begins_backward(mean), one, mean.detach().to(self.wide)
 
+<<<<<<< HEAD
             with phases("llm_forward"):
                 output = model(batch, image_rows(number) if model.pre_process else None)
             return output if model.post_process else self._begins_backward(output), loss
+=======
+            rows = image_rows(number) if model.pre_process else None
+            if experts is None:
+                return model(batch, rows), loss
+            with experts.noting():
+                hidden = model(batch, rows)
+            experts.settle_in_time()
+            return hidden, loss
+>>>>>>> main
 
         with phases(between):
             return self._schedule(batches, step)

@@ -15,6 +15,7 @@ from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 
 from loongforge.components.transformer.cache import CachedStep, KVCache
+from loongforge.components.transformer.router_spec import RouterSpec
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.model.positions import grid_positions
 from loongforge.model.windows import Inputs
@@ -50,6 +51,7 @@ class VisionLanguageModel(MegatronModule):
         projector: `[P, N, width]` -> `[P', N, H]`; with `any_size` also: `[features, width]` and shapes -> rows.
         llm: Embedding, decoder and output layer (see `LlamaModel` for the methods used here).
         images: What images become; None for a text-only model.
+        routers: What the LLM's routers record of a step; None: it has no experts.
     """
 
     model_type = ModelType.encoder_or_decoder
@@ -61,9 +63,11 @@ class VisionLanguageModel(MegatronModule):
         projector: torch.nn.Module | None,
         llm: Any,
         images: ImageSpec | None,
+        routers: RouterSpec | None = None,
     ) -> None:
         super().__init__(next(part for part in (llm, vision, projector) if part is not None).config)
         self.vision, self.projector, self.llm, self.images = vision, projector, llm, images
+        self.routers = routers
         self.pre_process = llm is not None and llm.pre_process
         self.post_process = llm is not None and llm.post_process
         self.share_embeddings_and_output_weights = llm is not None and llm.share_embeddings_and_output_weights
@@ -124,7 +128,9 @@ class VisionLanguageModel(MegatronModule):
             group = self.llm.cp_group
             positions = torch.from_numpy(context_positions(length, group.rank(), group.size())).to(device)
         axes = self._axes(batch, cache)
-        return SequenceView(positions, length, batch.cu_seqlens, axes=axes, is_image=is_image, step=step)
+        lengths = batch.lengths if cache is None else None
+        places = dict(axes=axes, is_image=is_image, lengths=lengths, step=step)
+        return SequenceView(positions, length, batch.cu_seqlens, **places)  # type: ignore[arg-type]
 
     def _axes(self, batch: Inputs, cache: KVCache | None) -> torch.Tensor | None:
         """Positions on three axes `[3, B, S]`, where images stand in the rows; see `grid_positions`."""

@@ -33,6 +33,10 @@ class Inputs(Protocol):
     shapes: Shapes | None
     """Of all its images, whoever holds them, in order of appearance; None: all are of the encoder's one size."""
 
+    @property
+    def lengths(self) -> torch.Tensor | None:
+        """int64 `[B]`: real tokens of each row; None: all are."""
+
 
 @dataclass(frozen=True)
 class ReplicaImages:

@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from loongforge.parallel.grid import Coordinates, Grid
 from loongforge.parallel.layout import Layout
+from loongforge.parallel.native_output import native_output_on_stderr
 
 _AXES = {
     "tp": ("tp",),
@@ -68,6 +69,7 @@ class Groups:
         return place.dp
 
 
+@native_output_on_stderr()
 def make_groups(layout: Layout, dist_backend: str, *, seed: int = 1234) -> Groups:
     """Makes all groups, and seeds the random states of megatron-core. Collective over the world.
 

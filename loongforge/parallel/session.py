@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from loongforge.kernels.backend import Backend, start
+from loongforge.parallel.native_output import native_output_on_stderr
 
 Item = TypeVar("Item")
 
@@ -47,10 +48,11 @@ def joined_world(backend: Backend) -> Iterator[World]:
     start(backend, world.local_rank)
     from megatron.core import parallel_state  # after the backend is active
 
-    if world.size == 1:
-        dist.init_process_group(backend.dist_backend, store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend.dist_backend, timeout=_TIMEOUT)
+    with native_output_on_stderr():
+        if world.size == 1:
+            dist.init_process_group(backend.dist_backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend.dist_backend, timeout=_TIMEOUT)
     failed = True
     try:
         yield world

@@ -126,7 +126,7 @@ def _llm_times(costs: Costs, found: Prediction, device: Device) -> list[float]:
     tokens, factor = shape.micro_batch * costs.workload.tokens, costs.factors["llm"]
     head = 2.0 * llm.vocab_size * llm.hidden_size
     rate = device.flops_per_s(costs.dtype("llm")) * grid.tp * grid.cp
-    passes = factor + (1 if costs.config.trainer.recompute == "full" and factor > 1 else 0)
+    passes = factor + (1 if costs.config.trainer.recompute == "full" and factor > 1 else 0) + _counting(costs, found)
     body = tokens * (costs.llm_flops_per_token - head) / rate + llm.num_layers * device.layer_overhead_us * 1e-6
     work = [body * passes * layers / llm.num_layers for layers in stage_sizes(llm.num_layers, grid.pp)]
     work[-1] += LABEL_SHARE * tokens * head * factor / rate
@@ -143,6 +143,12 @@ def _llm_times(costs: Costs, found: Prediction, device: Device) -> list[float]:
     return [seconds + tp + cp + ep + pp for seconds in work]
 
 
+def _counting(costs: Costs, found: Prediction) -> int:
+    """Forward passes that only count the load of experts."""
+    routers = costs.llm.routers
+    return int(routers is not None and routers.counts_first(found.shape.micro_batches, found.layout.llm.pp))
+
+
 def _encoder_time(costs: Costs, found: Prediction, device: Device) -> float:
     """Seconds of a window on the busiest encoder rank, forward and backward."""
     seconds = _seconds(device, encoder_tensor_parallel(costs, found.layout, found.shape))
@@ -151,6 +157,7 @@ def _encoder_time(costs: Costs, found: Prediction, device: Device) -> float:
         passes = costs.factors[name]
         if name == "vision" and costs.config.trainer.recompute == "full" and passes > 1:
             passes += 1
+        passes += _counting(costs, found)
         rate = device.flops_per_s(costs.dtype(name)) * grid.tp
         seconds += passes * images * costs.flops_per_image[name] / rate
         seconds += passes * costs.encoder_layers[name] * device.layer_overhead_us * 1e-6 if images else 0.0

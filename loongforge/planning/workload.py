@@ -108,12 +108,16 @@ class Costs:
             return 0
         if name != "llm" or self._exceptions is None:
             return self.params_on(name, layout, stage)
+        return sum(self._exceptions_on(layout, stage))
+
+    def _exceptions_on(self, layout: Layout, stage: int) -> tuple[int, int]:
+        """Parameters of the LLM that train on a rank of a stage where not all or none do: of experts, and others."""
         here, tp = stage_layers(self.llm.num_layers, layout.llm.pp, stage), layout.llm.tp
-        return sum(
-            size.numbers // (tp if size.divided else 1)
-            for size in self._exceptions
-            if any(layer in here for layer in size.layers)
-        )
+        found = {True: 0, False: 0}
+        for size in self._exceptions or ():
+            if any(layer in here for layer in size.layers):
+                found[size.of_expert] += size.numbers // (tp if size.divided else 1)
+        return found[True] // layout.llm.ep, found[False]
 
     @cached_property
     def _exceptions(self) -> list[ParameterSize] | None:
@@ -195,8 +199,11 @@ class Costs:
         grid = layout.grid(name)
         assert grid is not None
         whole, ranks = self.trained_on(name, layout, stage), grid.dp * grid.cp
-        known = name != "llm" or not whole or self._exceptions is not None
-        experts = 0 if known else self.llm.expert_params_on(grid.tp, grid.pp, stage, grid.ep)
+        experts = 0
+        if name == "llm" and whole:
+            some = self._exceptions is not None
+            all_of_them = self.llm.expert_params_on(grid.tp, grid.pp, stage, grid.ep)
+            experts = self._exceptions_on(layout, stage)[0] if some else all_of_them
         return [(whole - experts, ranks), *([(experts, ranks // grid.ep)] if experts else [])]
 
     def params_on(self, name: str, layout: Layout, stage: int = 0) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import (
+    ChainedOptimizer,
     MegatronOptimizer,
     ParamKey,
     get_megatron_optimizer,
@@ -39,19 +40,21 @@ class StepOutcome:
 class _Part:
     """Gradients and optimizer of one trainable component on this rank."""
 
-    def __init__(self, config: Config, component: ComponentConfig, module: torch.nn.Module, groups: object) -> None:
+    def __init__(self, config: Config, component: ComponentConfig, module: torch.nn.Module, groups: Any) -> None:
         self.lr_scale, self.groups = component.lr_scale, groups
         self.lora_lr_scale = component.lora.lr_scale if component.lora is not None else component.lr_scale
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, use_distributed_optimizer=config.optimizer.distributed
         )
         self.ddp = DistributedDataParallel(module.config, settings, module, pg_collection=groups)
-        self.optimizer: MegatronOptimizer = get_megatron_optimizer(
-            _megatron_config(config, component),
-            [self.ddp],
-            config_overrides=_overrides(config, component),
-            use_gloo_process_groups=False,
-            pg_collection=groups,
+        self.optimizer: MegatronOptimizer = _without_stubs(
+            get_megatron_optimizer(
+                _megatron_config(config, component),
+                [self.ddp],
+                config_overrides=_overrides(config, component),
+                use_gloo_process_groups=False,
+                pg_collection=groups,
+            )
         )
 
     def clear(self) -> None:
@@ -60,11 +63,30 @@ class _Part:
 
     def reduce(self) -> None:
         finalize_model_grads([self.ddp], None, pg_collection=self.groups)
+        _sum_parts(self.ddp, self.groups.tp)
 
     def set_learning_rate(self, rate: float, weight_decay: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (self.lora_lr_scale if group["is_decoupled_lr"] else self.lr_scale)
             group["weight_decay"] = weight_decay * group["wd_mult"]
+
+
+def _without_stubs(optimizer: MegatronOptimizer) -> MegatronOptimizer:
+    """Where experts alone train, megatron-core chains an optimizer of nothing before theirs, and cannot save the two.
+    Parameter groups are the same on all ranks, so all of them leave it out."""
+    chained = getattr(optimizer, "chained_optimizers", [])
+    real = [part for part in chained if not part.is_stub_optimizer]
+    return ChainedOptimizer(real) if real and len(real) < len(chained) else optimizer
+
+
+def _sum_parts(ddp: DistributedDataParallel, group: dist.ProcessGroup) -> None:
+    """Adds up gradients of what tensor-parallel ranks hold whole and have used in parts (adapters of experts)."""
+    grads = [p.main_grad for p in ddp.module.parameters() if p.requires_grad and getattr(p, "in_parts", False)]
+    if grads:
+        together = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(together, group=group)
+        for grad, part in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
 
 
 def _overrides(config: Config, component: ComponentConfig) -> dict[ParamKey, Any]:

@@ -8,9 +8,14 @@ from typing import Any
 
 from loongforge.config.schema import Config
 from loongforge.data.batch import StepData
+<<<<<<< HEAD
 from loongforge.kernels.backend import Backend
 from loongforge.model.assembly import component_configs
 from loongforge.model.work import StepFlops
+=======
+from loongforge.model.balance import ExpertBalance
+from loongforge.model.flops import training_flops
+>>>>>>> main
 from loongforge.training.counts import StepCounts
 from loongforge.training.optimizer import StepOutcome
 from loongforge.training.run_setup import Setup
@@ -27,6 +32,7 @@ class StepTaken:
     rate: float
     """Learning rate before each component's `lr_scale`."""
     outcome: StepOutcome
+<<<<<<< HEAD
     times: Mapping[str, float]
     """Seconds in each phase, mean over the ranks; together those of the step."""
     own_times: Mapping[str, float]
@@ -36,11 +42,28 @@ class StepTaken:
     def seconds(self) -> float:
         """Of the whole step."""
         return sum(self.times.values())
+=======
+    experts: ExpertBalance | None = None
+    """None: the LLM has none."""
+    seconds: float
+    """Of the whole step."""
+    waited: float
+    """Seconds of it spent waiting for data."""
+>>>>>>> main
 
 
 def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any]:
     """The fields of a step, but for its number."""
     counts, outcome = taken.counts, taken.outcome
+<<<<<<< HEAD
+=======
+    mean_length = round(counts.tokens / counts.samples)
+    flops = training_flops(config.model, tokens=counts.tokens, images=counts.images, seq_len=mean_length)
+    speed = sum(flops.values()) / taken.seconds / setup.world.size
+    experts = taken.experts
+    routed = {} if experts is None else {"router_aux_loss": experts.loss, "balance/experts": experts.imbalance}
+    peak = setup.backend.peak_flops(config.trainer.precision)
+>>>>>>> main
     return {
         "loss": taken.loss,
         "lr": taken.rate,
@@ -59,6 +82,7 @@ def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any
         "memory_gib": setup.backend.peak_memory_bytes() / 2**30,
         "balance/llm": counts.balance_llm,
         "balance/vision": counts.balance_vision,
+        **routed,
         "skipped": setup.progress.skipped,
         "left_out": setup.progress.left_out,
     }

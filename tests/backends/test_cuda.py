@@ -14,7 +14,7 @@ from typing import Any
 import loongforge_backends.cuda as module
 import pytest
 import torch
-from loongforge_backends.cuda import CudaBackend
+from loongforge_backends.cuda import CudaBackend, torch_kernels
 from loongforge_backends.cuda import kernels as cuda_kernels
 
 from loongforge.kernels import reference
@@ -55,6 +55,23 @@ def varlen_attn(
     assert enable_gqa or query.shape[1] == key.shape[1]
     causal = {(-1, 0): True, (-1, -1): False}[window_size]
     return _varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, causal)
+
+
+def varlen_attn_2_10(
+    query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, is_causal: bool = False,
+    return_aux: Any = None,
+) -> Any:  # fmt: skip
+    """docs.pytorch.org, 2.10: no scale, no shared keys"""
+    assert query.shape == key.shape
+    return _varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, query.shape[-1] ** -0.5, is_causal)
+
+
+def varlen_attn_2_11(
+    query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *,
+    return_aux: Any = None, scale: Any = None, window_size: tuple[int, int] = (-1, -1),
+) -> Any:  # fmt: skip
+    """docs.pytorch.org, main before 2.12: no shared keys"""
+    return varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
 
 
 class DotProductAttention:
@@ -137,6 +154,17 @@ def test_calls_follow_the_documentation(impl: Any) -> None:
 
 
 @pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("old", [varlen_attn_2_10, varlen_attn_2_11], ids=lambda old: old.__name__)
+def test_varlen_attention_of_older_torch(old: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["torch.nn.attention.varlen"], "varlen_attn", old)
+    for case in cases("attention_varlen"):
+        found = run(torch_kernels.varlen(), "attention_varlen", case, torch.float64)
+        right = run(reference.attention_varlen, "attention_varlen", case, torch.float64)
+        for a, b in zip([*found[0], *found[1]], [*right[0], *right[1]], strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.usefixtures("packages")
 def test_the_best_are_taken_where_they_are_installed() -> None:
     chosen = choose(CudaBackend())
     expected = {"attention": "flash_attn", "attention_varlen": "flash_attn", "rms_norm": "liger", "swiglu": "liger"}
@@ -150,7 +178,7 @@ def test_the_best_are_taken_where_they_are_installed() -> None:
 
 def test_without_packages_torch_serves() -> None:
     names = choose(CudaBackend()).names()
-    assert (names["attention"], names["rms_norm"], names["adamw"]) == ("torch", "torch", "fused")
+    assert (names["attention"], names["rms_norm"], names["adamw"]) == ("torch", "torch_fused", "fused")
     assert names["linear_cross_entropy"] == "large_pieces"
 
 

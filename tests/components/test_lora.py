@@ -125,7 +125,11 @@ def test_a_target_that_matches_nothing_is_named(groups: Any) -> None:
 
 
 @pytest.mark.parametrize("case", TARGETS)
-@pytest.mark.parametrize("options", [dict(), dict(qkv_bias=True, qk_norm=True, head_dim=24)], ids=["llama", "qwen"])
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(qkv_bias=True, qk_norm=True, head_dim=24), dict(num_experts=4, dense_layers=[1])],
+    ids=["llama", "qwen", "experts"],
+)
 def test_sizes_are_those_of_the_modules(case: str, options: dict[str, Any], groups: Any) -> None:
     """What a plan counts without building anything."""
     from loongforge.model.assembly import build_model

@@ -1,4 +1,4 @@
-"""All attention of encoders and projectors is that of the registry: the reference gives the same, without torch's own."""
+"""All attention of encoders and projectors is the registry's: the reference gives the same, without torch's own."""
 
 from __future__ import annotations
 

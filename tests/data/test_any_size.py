@@ -223,6 +223,45 @@ def test_what_is_no_video(part: dict[str, Any], words: str) -> None:
         frame_names(part)
 
 
+def _loaded(folder: Path, record: dict[str, Any]) -> RawSample:
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.png").write_bytes(_png(60, 60))
+    ((source, _),) = open_sources(str(write_jsonl(folder, [record])), "data.train", None, None)
+    return source.load(0)
+
+
+def test_videos_beside_messages_are_those_in_parts(any_size: SampleProcessor, tmp_path: Path) -> None:
+    """`<video>` in texts, with images between them: the same tokens and pixels as a part of type video gives."""
+    any_size.image_processor.vision.min_video_pixels = 28 * 28  # type: ignore[union-attr]
+    video = {"video": ["a.png", "b.png", "c.png"], "fps": 1}
+    answer = {"role": "assistant", "content": "7"}
+    parts = [{"type": "video", **video}, {"type": "image", "image": "b.png"}, {"type": "text", "text": "What?"}]
+    parts.append({"type": "video", "video": ["c.png"]})
+    inside = {"messages": [{"role": "user", "content": parts}, answer]}
+    text = {"role": "user", "content": "<video><image>What?<video>"}
+    beside = {"messages": [text, answer], "images": ["b.png"], "videos": [video, ["c.png"]]}
+    one, two = (any_size(_loaded(tmp_path / str(i), record)) for i, record in enumerate((inside, beside)))
+    assert np.array_equal(one.ids, two.ids)
+    assert [shape.grid[0] for shape in two.shapes] == [2, 1, 1]
+    assert all(np.array_equal(a, b) for a, b in zip(one.pixels, two.pixels, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "videos", "words"),
+    [
+        ("<video>", [["a.png"], ["b.png"]], "1 of its videos have no <video>"),
+        ("<video><video>", [["a.png"]], "more <video> than videos"),
+        ("<video>", "film", "'videos' must be a list"),
+        ("<video>", ["film.mp4"], "video files are not decoded"),
+    ],
+)
+def test_videos_and_places_that_do_not_fit(text: str, videos: Any, words: str, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "7"}]
+    with pytest.raises(SampleError, match=words):
+        _loaded(tmp_path / "data", {"messages": messages, "videos": videos})
+
+
 def test_other_encoders_refuse_videos(processor: SampleProcessor) -> None:
     sample = _sample((32, 32))
     video = join_frames([_png(32, 32)] * 2, 1.0)

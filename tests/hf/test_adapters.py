@@ -13,7 +13,7 @@ import torch
 
 from loongforge.cli.main import main
 from tests.hf.folders import make_folder
-from tests.hf.test_export import train, write_data
+from tests.hf.test_export import assert_close, losses, train, write_data
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,47 @@ def _recipe_for(base: Path, recipe: Path) -> None:
     with contextlib.redirect_stdout(printed):
         assert main(["components", "from-hf", str(base)]) == 0
     recipe.write_text(printed.getvalue())
+
+
+EXPERTS = {
+    "everything": ("{rank: 3, alpha: 5, dropout: 0.1, lr_scale: 2}", "launcher.nproc=2", "model.llm.parallel.ep=2"),
+    "halves of some experts": (
+        "{rank: 2, alpha: 6, targets: [experts.*.gate_proj, experts.3.up_proj, experts.2.down_proj, q_proj]}",
+        "launcher.nproc=2",
+        "model.llm.parallel.tp=2",
+    ),
+    "one projection of the experts": ("{rank: 2, targets: [experts.*.up_proj]}",),
+    "dense layers beside experts": ("{rank: 2, targets: [layers.1.mlp.*]}",),
+}
+
+
+@pytest.mark.parametrize("case", EXPERTS)
+def test_peft_loads_adapters_of_experts(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Transformers stacks a layer's experts in two parameters; layer 1 of this model is a dense one."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    lora, *layout = EXPERTS[case]
+    base, data, recipe = tmp_path / "base", write_data(tmp_path, images=False), tmp_path / "recipe.yaml"
+    make_folder(base, "qwen3 moe")
+    _recipe_for(base, recipe)
+    batch = ["trainer.global_batch_size=4", "trainer.micro_batch_size=2"]
+    train(recipe, data, tmp_path / "run", f"model.llm.lora={lora}", *layout, *batch, "optimizer.lr=5e-2")
+    for name, option in (("adapter", ["--adapter"]), ("merged", [])):
+        assert main(["export", "--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / name), *option]) == 0
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    before = _text_logits(model)
+    found = _text_logits(peft.PeftModel.from_pretrained(model, str(tmp_path / "adapter")))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert (found - _text_logits(merged)).abs().max() < 1e-4
+    assert (found - before).abs().max() > 1e-2, "training has changed nothing"
+    assert_close(losses(tmp_path / "run", data, capsys), losses(tmp_path / "merged", data, capsys))
+
+
+@torch.no_grad()
+def _text_logits(model: Any) -> torch.Tensor:
+    ids = torch.randint(4, 128, (2, 20), generator=torch.Generator().manual_seed(0))
+    return model.eval()(input_ids=ids).logits
 
 
 @torch.no_grad()

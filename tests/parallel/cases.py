@@ -12,6 +12,7 @@ BACKEND.activate()
 
 from loongforge.config.saved import save_config, to_tree  # noqa: E402
 from loongforge.config.schema import Config  # noqa: E402
+from loongforge.model.balance import ExpertBalance  # noqa: E402
 from loongforge.parallel.groups import make_groups  # noqa: E402
 from loongforge.parallel.layout import Layout  # noqa: E402
 from loongforge.parallel.session import joined_world  # noqa: E402
@@ -32,6 +33,17 @@ def train(config: Config, fault: str = "", pack: bool = False) -> Outcome:
         groups = make_groups(Layout.from_model(config.model, world.size), "gloo")
         with planted(fault, groups):
             return Trial(config, groups, pack=pack).run(range(config.trainer.steps))
+
+
+def train_balanced(config: Config, fault: str = "", pack: bool = False) -> tuple[Outcome, ExpertBalance]:
+    """Like `train`, with the load of experts in the last step."""
+    with joined_world(BACKEND) as world:
+        groups = make_groups(Layout.from_model(config.model, world.size), "gloo")
+        with planted(fault, groups):
+            trial = Trial(config, groups, pack=pack)
+            outcome = trial.run(range(config.trainer.steps))
+            assert trial.runner.experts is not None
+            return outcome, trial.runner.experts.figures()
 
 
 def train_between(config: Config, steps: range, load: Path | None, save: Path | None) -> tuple[Outcome, dict]:

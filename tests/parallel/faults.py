@@ -11,13 +11,18 @@ from loongforge.kernels.backend import select
 
 select("auto").activate()
 
+import torch  # noqa: E402
+
 from loongforge.components.transformer import experts  # noqa: E402
-from loongforge.components.transformer.experts import ExpertFeedForward  # noqa: E402
+from loongforge.components.transformer.experts import ExpertFeedForward, Router  # noqa: E402
 from loongforge.components.transformer.lora import LowRank  # noqa: E402
+from loongforge.components.transformer.router_spec import RouterSpec  # noqa: E402
 from loongforge.components.transformer.sequence import SequenceView  # noqa: E402
+from loongforge.model.balance import ExpertCounts  # noqa: E402
 from loongforge.model.encoding import Bridge  # noqa: E402
 from loongforge.model.execution import Runner  # noqa: E402
 from loongforge.parallel.groups import Groups  # noqa: E402
+from loongforge.training import optimizer  # noqa: E402
 from loongforge.training.optimizer import Optimizers  # noqa: E402
 
 
@@ -47,6 +52,16 @@ class _Faults:
             ),
             "part of the router": lambda: mock.patch.object(
                 experts, "copy_to_tensor_model_parallel_region", lambda x, group: x
+            ),
+            "first experts only": lambda: mock.patch.object(Router, "forward", _first_experts(0)),
+            "last experts only": lambda: mock.patch.object(Router, "forward", _first_experts(-1)),
+            "loads of a replica": lambda: mock.patch.object(ExpertCounts, "settle", _own_loads),
+            "loads of a micro-batch": lambda: mock.patch.object(RouterSpec, "counts_first", return_value=False),
+            "padding counts": lambda: mock.patch.object(SequenceView, "real", None),
+            "experts draw with others": _drawing_with_others,
+            "experts' adapters in parts": lambda: mock.patch.object(optimizer, "_sum_parts"),
+            "experts' adapters as dense ones": lambda: mock.patch.object(
+                LowRank, "_across_ranks", _summed(LowRank._across_ranks)
             ),
             "adapter sum": lambda: mock.patch.object(LowRank, "_across_ranks", _only_forward(LowRank._across_ranks)),
             "late document": lambda: mock.patch.object(SequenceView, "mask", _late(SequenceView.mask)),
@@ -93,6 +108,40 @@ def _dense_experts(real: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
+def _first_experts(shift: int) -> Callable[..., Any]:
+    """No mistake: a router that sends all tokens to the same experts, the first or the last ones."""
+
+    def forward(router: Router, x: Any, real: Any = None) -> Any:
+        number, k = router.sizes.number, router.sizes.per_token
+        probabilities = torch.nn.functional.linear(x, router.weight).softmax(-1, dtype=torch.float32)
+        chosen = (torch.arange(k) + (number - k if shift else 0)).expand(len(x), k)
+        weights = probabilities.gather(1, chosen)
+        if router.sizes.normalised:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights.to(x.dtype), chosen
+
+    return forward
+
+
+@contextlib.contextmanager
+def _drawing_with_others() -> Iterator[None]:
+    """From the same random numbers as what ranks share, though ranks draw for different rows: here for some or none."""
+
+    def random(adapter: LowRank, own: bool) -> Any:
+        return contextlib.nullcontext()
+
+    with (
+        mock.patch.object(Router, "forward", _first_experts(0)),
+        mock.patch.object(LowRank, "_random", random),
+    ):
+        yield
+
+
+def _own_loads(counts: ExpertCounts) -> None:
+    if counts.routing is not None:
+        counts.routing.loads = counts.routing.noted(counts.device)[0].sum(0)
+
+
 def _reduce_without_vision(optimizers: Optimizers) -> None:
     for name, part in optimizers.parts.items():
         if name != "vision":
@@ -124,6 +173,14 @@ def _late(real: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return mask
+
+
+def _summed(real: Callable[..., Any]) -> Callable[..., Any]:
+    def crossed(adapter: LowRank, hidden: Any) -> Any:
+        with mock.patch.object(adapter, "of_expert", new=False):
+            return real(adapter, hidden)
+
+    return crossed
 
 
 def _only_forward(real: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,12 @@ def _finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         output, errors = process.communicate(timeout=_TIMEOUT_S)
     finally:
         process.kill()
-    return process.returncode, output, errors
+    return process.returncode, output, _without_warnings(errors)
+
+
+def _without_warnings(text: str) -> str:
+    """Torch for CUDA warns, with a time, where it finds CUDA's tools and no GPU."""
+    return re.sub(r"^W\d{4} [\d:.]+ \d+ torch/.*\n", "", text, flags=re.MULTILINE)
 
 
 def _wait_for(*files: Path) -> None:
@@ -52,7 +58,7 @@ def test_every_rank_has_a_log_and_rank_0_the_terminal(tmp_path: Path) -> None:
     code, output, errors = _finish(_start("succeed", 3, tmp_path))
     assert code == 0, errors
     assert output == "hello from rank 0 of 3, threads 1\n"
-    logs = [(tmp_path / f"rank_{rank}.log").read_text() for rank in range(3)]
+    logs = [_without_warnings((tmp_path / f"rank_{rank}.log").read_text()) for rank in range(3)]
     assert logs == [f"hello from rank {rank} of 3, threads 1\n" for rank in range(3)]
 
 
@@ -60,7 +66,7 @@ def test_first_traceback_is_shown_first_and_the_others_do_not_linger(tmp_path: P
     began = time.monotonic()
     code, _, errors = _finish(_start("rank_1_dies", 3, tmp_path))
     assert code == 1
-    assert time.monotonic() - began < 20  # rank 2 would sleep for minutes
+    assert time.monotonic() - began < _TIMEOUT_S  # rank 2 would sleep for minutes
     assert errors.lstrip().startswith("rank 1 failed first")
     assert "RuntimeError: the planted fault" in errors
     assert "ConnectionError" not in errors  # rank 0's consequence stays in its log

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from loongforge.components.context import BuildContext
+    from loongforge.components.transformer.router_spec import RouterSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class ParameterSize:
     """Over tensor-parallel ranks."""
     layers: tuple[int, ...]
     """The layers in whose pipeline stages it is."""
+    of_expert: bool = False
+    """One of the expert-parallel ranks holds it."""
 
 
 @dataclass(kw_only=True)
@@ -73,6 +76,15 @@ class LLMConfig(FamilyConfig):
     def expert_rows(self, layer: int) -> int:
         """How many rows of width `hidden_size` a token sends to experts in a layer; 0: the layer has none."""
         return 0
+
+    @property
+    def routers(self) -> RouterSpec | None:
+        """What its module's `routing` records of a step; None: it has no experts."""
+        return None
+
+    def notes(self) -> list[str]:
+        """What somebody who trains it should know of its settings."""
+        return []
 
     def kept_per_token(self, tp: int, *, sequence_parallel: bool) -> float:
         """Numbers that a layer keeps of each token for its backward pass, on each rank."""

@@ -25,8 +25,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import sharded_state_dict_default
 
-from loongforge.components.transformer.lora import Adaptable
 from loongforge.components.transformer.mlp import FeedForward
+from loongforge.components.transformer.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,18 @@ class ExpertSizes:
 class Router(torch.nn.Module):
     """Chooses experts by the softmax of a linear map (transformers `Qwen3MoeTopKRouter`)."""
 
-    def __init__(self, sizes: ExpertSizes, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: ExpertSizes, width: int, dtype: torch.dtype, routing: Routing, layer: int) -> None:
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.routing, self.layer = sizes, routing, layer
         self.weight = torch.nn.Parameter(torch.empty(sizes.number, width, dtype=dtype))
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens `[T, H]` -> weights `[T, k]` and numbers int64 `[T, k]` of their experts."""
+    def forward(self, x: torch.Tensor, real: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens `[T, H]`, of which bool `[T]` are no padding, -> weights `[T, k]` and numbers int64 `[T, k]` of their
+        experts."""
         probabilities = F.linear(x, self.weight).softmax(-1, dtype=torch.float32)
+        probabilities = self.routing.watch(self.layer, probabilities, real)
         weights, chosen = probabilities.topk(self.sizes.per_token, dim=-1)
+        self.routing.note(self.layer, chosen, real)
         if self.sizes.normalised:
             weights = weights / weights.sum(-1, keepdim=True)
         return weights.to(x.dtype), chosen
@@ -65,37 +68,48 @@ class ExpertFeedForward(MegatronModule):
 
     groups: ProcessGroupCollection
     sizes: ExpertSizes
+    routing: Routing
+    layer: int
 
     @classmethod
-    def over(cls, groups: ProcessGroupCollection, sizes: ExpertSizes) -> type[ExpertFeedForward]:
-        """The class bound to a component's groups, for layers that hand over nothing but their config."""
-        return type(cls.__name__, (cls,), {"groups": groups, "sizes": sizes})
+    def over(
+        cls, groups: ProcessGroupCollection, sizes: ExpertSizes, routing: Routing, layer: int
+    ) -> type[ExpertFeedForward]:
+        """The class bound to a component's groups and to a layer's number from 0, for layers that hand over nothing but
+        their config."""
+        return type(cls.__name__, (cls,), {"groups": groups, "sizes": sizes, "routing": routing, "layer": layer})
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.tp_group, self.ep_group = self.groups.tp, self.groups.ep
-        self.gate = Router(self.sizes, config.hidden_size, config.params_dtype)
+        self.gate = Router(self.sizes, config.hidden_size, config.params_dtype, self.routing, self.layer)
         inner = copy.copy(config)
         inner.ffn_hidden_size = self.sizes.hidden_size
         kind = type("Expert", (FeedForward,), {"group": self.tp_group, "is_expert": True})
         mine = self.sizes.number // self.ep_group.size()
         numbers = range(self.ep_group.rank() * mine, (self.ep_group.rank() + 1) * mine)
         self.experts = torch.nn.ModuleDict({str(number): kind(inner) for number in numbers})
-        for part in self.experts.modules():
-            if isinstance(part, Adaptable):
-                part.takes_adapter = False
         for param in self.experts.parameters():
             param.allreduce = False  # type: ignore[attr-defined] # megatron-core sums their gradients over ranks with the same experts only
 
-    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-        """`[S, B, H]` -> `[S, B, H]`; under sequence parallelism this rank's part of S. No bias is left to be added."""
+    def forward(
+        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None = None, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        """`[S, B, H]` -> `[S, B, H]`; under sequence parallelism this rank's part of S. No bias is left to be added.
+
+        Args:
+            hidden_states: Of all positions.
+            padding_mask: bool `[S * B]` of whole rows (megatron-core's name, handed on by its layer): tokens that are
+                no padding. They alone count for the balance; None: all.
+        """
         split = self.config.sequence_parallel
         if split:
             hidden_states = gather_from_sequence_parallel_region(
                 hidden_states, tensor_parallel_output_grad=False, group=self.tp_group
             )
         tokens = hidden_states.flatten(0, 1)
-        weights, chosen = self.gate(tokens)  # the same on every tensor-parallel rank, whose experts are parts
+        # the same on every tensor-parallel rank, whose experts are parts
+        weights, chosen = self.gate(tokens, padding_mask)
         tokens, weights = (copy_to_tensor_model_parallel_region(x, group=self.tp_group) for x in (tokens, weights))
         output = self._mix(tokens, weights, chosen).view_as(hidden_states)
         if split:

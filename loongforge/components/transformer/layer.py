@@ -26,11 +26,12 @@ class Layer(TransformerLayer):
         """`[S, B, H]` -> `[S, B, H]`, and None; arguments as for `TorchSelfAttention`."""
         if torch.is_grad_enabled():
             places = {"rotary_pos_emb": rotary_pos_emb, "packed_seq_params": packed_seq_params}
+            options["padding_mask"] = _real(packed_seq_params)
             return super().forward(hidden_states, *args, **places, **options)
         norm, attention, add, norm_2, mlp, add_2 = self._parts
         added = attention(norm(hidden_states), None, rotary_pos_emb, packed_seq_params)
         hidden_states = _sum(add, added, hidden_states)
-        return _sum(add_2, mlp(norm_2(hidden_states)), hidden_states), None
+        return _sum(add_2, mlp(norm_2(hidden_states), padding_mask=_real(packed_seq_params)), hidden_states), None
 
     @property
     def _parts(self) -> tuple[Any, ...]:
@@ -71,6 +72,11 @@ class Block(TransformerBlock):
         if hidden is None or hidden.requires_grad or self.config.recompute_granularity is None or not self.training:
             return hidden
         return hidden.detach().requires_grad_(any(param.requires_grad for param in self.parameters()))
+
+
+def _real(view: Any) -> torch.Tensor | None:
+    """Which tokens are no padding, for feed-forward parts that ask; None: all, or a ViT's patches."""
+    return view.real if isinstance(view, SequenceView) else None
 
 
 def _sum(bda: Any, added: tuple[torch.Tensor, torch.Tensor | None], residual: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from megatron.core.tensor_parallel import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.random import get_expert_parallel_rng_tracker_name
 
 from loongforge.config.schema import LoraConfig
 
@@ -26,6 +28,9 @@ class LowRank(torch.nn.Module):
 
     A layer that stands for several of Hugging Face's (q, k and v in one) has an A for each of them; every output
     feature belongs to one. Only tensors as wide as the ranks' sum travel between tensor-parallel ranks.
+
+    An expert's adapter sends nothing: what holds the experts sums their outputs and the gradients of their inputs, and
+    the optimizer the gradient of the matrix that the ranks hold whole (`in_parts`).
 
     Args:
         linear: The layer.
@@ -43,7 +48,8 @@ class LowRank(torch.nn.Module):
         self.row = isinstance(linear, RowParallelLinear)
         self.group = linear.tp_group if self.column or self.row else None
         self.divided = self.group is not None and self.group.size() > 1
-        self.sequence_parallel = self.divided and bool(linear.sequence_parallel)
+        self.of_expert = not getattr(linear.weight, "allreduce", True)
+        self.sequence_parallel = self.divided and not self.of_expert and bool(linear.sequence_parallel)
         num_out, num_in = linear.weight.shape
         self.a = torch.nn.Parameter(linear.weight.new_empty(parts * settings.rank, num_in))
         self.b = torch.nn.Parameter(linear.weight.new_empty(num_out, settings.rank))
@@ -58,6 +64,9 @@ class LowRank(torch.nn.Module):
             set_tensor_model_parallel_attributes(self.a, True, 1, 1)
         whole = self.a if self.column else self.b
         whole.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
+        if self.of_expert:
+            self.a.allreduce = self.b.allreduce = False  # type: ignore[attr-defined] # as the expert's own weights
+            whole.in_parts = self.divided  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` as the layer gets it -> `[..., out]` to be added to what the layer gives."""
@@ -75,11 +84,20 @@ class LowRank(torch.nn.Module):
             return x
         # inputs that ranks share must lose the same features on all of them, inputs of their own others on each
         own = self.divided and (self.row or self.sequence_parallel)
-        with get_cuda_rng_tracker().fork() if own else contextlib.nullcontext():
+        with self._random(own):
             return F.dropout(x, self.dropout)
 
+    def _random(self, own: bool) -> AbstractContextManager[Any]:
+        """Where numbers are drawn from. Ranks draw for different numbers of an expert's rows, and must not lose step in
+        what they draw from together."""
+        if own:
+            return get_cuda_rng_tracker().fork()
+        if self.of_expert:
+            return get_cuda_rng_tracker().fork(get_expert_parallel_rng_tracker_name())
+        return contextlib.nullcontext()
+
     def _across_ranks(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not self.divided:
+        if not self.divided or self.of_expert:
             return hidden
         if self.column:
             if self.sequence_parallel:
@@ -101,8 +119,6 @@ class Adaptable:
     """Comes before the class of a linear layer and gives it room for an adapter, `lora`."""
 
     weight: torch.Tensor
-    takes_adapter = True
-    """False on experts, of which a rank holds some and sees some tokens."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

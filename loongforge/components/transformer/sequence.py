@@ -38,6 +38,8 @@ class SequenceView:
     is_image: torch.Tensor | None = None
     """bool `[B, S]`: positions of the rows that hold image tokens, for attention that treats them apart; None: there
     are none, or it does not."""
+    lengths: torch.Tensor | None = None
+    """int64 `[B]`: real tokens of each row, the others are padding behind them; None: all are real."""
     step: CachedStep | None = None
     """What the rows had before, where they are being continued; None: they begin here, and nothing is kept of them."""
 
@@ -45,6 +47,13 @@ class SequenceView:
     def continues(self) -> bool:
         """Whether the rows go on behind what a cache holds. All context-parallel ranks then work on all positions."""
         return self.step is not None and not self.step.from_scratch
+
+    @cached_property
+    def real(self) -> torch.Tensor | None:
+        """bool `[S / cp * B]`: which of this rank's tokens are no padding, position by position; None: all."""
+        if self.lengths is None:
+            return None
+        return (self.positions[:, None] < self.lengths.to(self.positions.device)).flatten()
 
     @cached_property
     def document_lengths(self) -> list[int] | None:

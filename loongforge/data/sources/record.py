@@ -8,6 +8,7 @@ from typing import Any
 
 from loongforge.data.sample import TEXT_WITH_IMAGES, RawSample, SampleError, id_of, messages_of, text_of
 from loongforge.data.sources.references import Reader, take_references
+from loongforge.data.sources.videos import place_videos, videos_of
 from loongforge.data.video import FrameNames, VideoReader
 
 
@@ -37,6 +38,11 @@ def make_sample(
             raise SampleError(TEXT_WITH_IMAGES, problem="text_with_images")
         return RawSample(id=name, text=text, has_own_id=own)
     messages = messages_of(record, num_images=len(given) or len(names))
+    videos = videos_of(record)
+    if videos and given:
+        raise SampleError("it names videos, and its images lie beside it; name both", problem="image_count")
+    if videos:
+        messages, names = place_videos(messages, names, videos), []
     messages, inside = take_references(messages, given=bool(given or names))
     images = list(given) or _readers(names or inside, named)
     return RawSample(id=name, messages=messages, images=images, has_own_id=own)

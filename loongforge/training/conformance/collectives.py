@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from loongforge.parallel.native_output import native_output_on_stderr
 from loongforge.training.conformance.context import Context
 from loongforge.training.conformance.outcome import Check
 
@@ -16,7 +17,8 @@ _SIZE = 5
 
 def collectives(context: Context) -> list[Check]:
     """Of the default group, and of one made like a component's."""
-    group = dist.new_group(list(range(context.world_size)), backend=context.backend.dist_backend)
+    with native_output_on_stderr():
+        group = dist.new_group(list(range(context.world_size)), backend=context.backend.dist_backend)
     checks = []
     for dtype in _DTYPES:
         for name, function in _CHECKS.items():

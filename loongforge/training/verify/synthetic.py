@@ -103,8 +103,8 @@ def packed(batch: Batch) -> Batch:
     for row, (begin, end) in enumerate(pairwise(borders)):
         tokens[0, begin:end] = batch.tokens[row, : end - begin]
         labels[0, begin:end] = batch.labels[row, : end - begin]
+    lengths = torch.tensor([borders[-1]])
     if borders[-1] < length:
         borders.append(length)
     cu_seqlens = torch.tensor(borders, dtype=torch.int32)
-    lengths = torch.tensor([borders[-1]])
     return Batch(tokens, labels, batch.images, lengths, batch.ids, cu_seqlens, shapes=batch.shapes)

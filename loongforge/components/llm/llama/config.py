@@ -73,6 +73,10 @@ class LlamaConfig(LLMConfig):
         weights = 3 * self.hidden_size * self.mlp_hidden_size
         return sizes.FeedForwardSizes(divided=weights, products=weights, kept=3 * self.mlp_hidden_size)
 
+    def feed_forward_parts(self, layer: int) -> list[tuple[str, int]]:
+        """What stands in the names of a layer's feed-forward parts, and their inner widths."""
+        return [("", self.mlp_hidden_size)]
+
     def problems(self, tp: int, pp: int, ep: int = 1) -> list[str]:
         """Sizes that do not fit one another or the layout."""
         found = super().problems(tp, pp, ep) + self._own_problems()

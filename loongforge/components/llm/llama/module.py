@@ -25,6 +25,7 @@ from loongforge.components.transformer.experts import ExpertFeedForward, ExpertS
 from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
 from loongforge.components.transformer.linear import ColumnLinear
 from loongforge.components.transformer.mlp import FeedForward
+from loongforge.components.transformer.routing import Routing
 from loongforge.components.transformer.sequence import SequenceView
 from loongforge.kernels import ops
 
@@ -44,14 +45,14 @@ def _uneven_stages(num_layers: int, pp: int) -> dict[str, int]:
     return {"num_layers_in_first_pipeline_stage": first, "num_layers_in_last_pipeline_stage": last}
 
 
-def _feed_forward(config: LlamaConfig, context: BuildContext, layer: int) -> type:
+def _feed_forward(config: LlamaConfig, context: BuildContext, routing: Routing | None, layer: int) -> type:
     """The class of a layer's feed-forward part."""
-    if not isinstance(config, Qwen3MoeConfig) or not config.has_experts(layer):
+    if routing is None or not isinstance(config, Qwen3MoeConfig) or not config.has_experts(layer):
         return FeedForward.over(context.groups.tp)
     sizes = ExpertSizes(
         config.num_experts, config.experts_per_token, config.expert_hidden_size, config.norm_expert_weights
     )
-    return ExpertFeedForward.over(context.groups, sizes)
+    return ExpertFeedForward.over(context.groups, sizes, routing, layer)
 
 
 def _mixed_layers(config: LlamaConfig) -> dict[str, bool]:
@@ -107,7 +108,8 @@ class LlamaModel(LanguageModule):
                 tp_group=context.groups.tp,
             )
         self.cp_group = context.groups.cp
-        feed_forward = functools.partial(_feed_forward, config, context)
+        self.routing = Routing(config.routers) if config.routers is not None else None
+        feed_forward = functools.partial(_feed_forward, config, context, self.routing)
         self.decoder = transformer_block(sizes, context, causal=True, qk_norm=config.qk_norm, feed_forward=feed_forward)
         if self.post_process:
             self.output_layer = self._output_layer(config, context, padded)

@@ -47,7 +47,7 @@ def _layer(config: LlamaConfig) -> dict[str, tuple[int, bool]]:
 
 
 def adapter_sizes(config: LlamaConfig) -> dict[str, ParameterSize]:
-    """Of the adapters that `lora` asks for, by global name; experts have none."""
+    """Of the adapters that `lora` asks for, by global name."""
     found: dict[str, ParameterSize] = {}
     if config.lora is None:
         return found
@@ -56,22 +56,23 @@ def adapter_sizes(config: LlamaConfig) -> dict[str, ParameterSize]:
         for name, (theirs, width, out, column) in _linears(config, number).items():
             parts = sum(is_adapted(f"layers.{number}.{layer}", targets) for layer in theirs)
             if parts:
-                prefix = f"decoder.layers.{number}.{name}.lora."
-                found[f"{prefix}a"] = ParameterSize(parts * rank * width, divided=not column, layers=(number,))
-                found[f"{prefix}b"] = ParameterSize(out * rank, divided=column, layers=(number,))
+                for part, numbers, divided in (("a", parts * rank * width, not column), ("b", out * rank, column)):
+                    found[f"decoder.layers.{number}.{name}.lora.{part}"] = ParameterSize(
+                        numbers, divided=divided, layers=(number,), of_expert=".experts." in name
+                    )
     return found
 
 
 def _linears(config: LlamaConfig, layer: int) -> dict[str, tuple[list[str], int, int, bool]]:
     """(their layers, width of the input, of the output, whether the output is what ranks divide)."""
-    width, inner = config.hidden_size, config.mlp_hidden_size
+    width = config.hidden_size
     query, kv = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-    attention, mlp = "self_attn.{}_proj", "mlp.{}_proj"
+    attention, mlp = "self_attn.{}_proj", "mlp.{}{}_proj"
     found = {
         "self_attention.linear_qkv": ([attention.format(x) for x in "qkv"], width, query + 2 * kv, True),
         "self_attention.linear_proj": ([attention.format("o")], query, width, False),
     }
-    if not config.feed_forward(layer).experts:
-        found["mlp.linear_fc1"] = ([mlp.format(x) for x in ("gate", "up")], width, 2 * inner, True)
-        found["mlp.linear_fc2"] = ([mlp.format("down")], inner, width, False)
+    for prefix, inner in config.feed_forward_parts(layer):
+        found[f"mlp.{prefix}linear_fc1"] = ([mlp.format(prefix, x) for x in ("gate", "up")], width, 2 * inner, True)
+        found[f"mlp.{prefix}linear_fc2"] = ([mlp.format(prefix, "down")], inner, width, False)
     return found
