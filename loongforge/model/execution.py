@@ -63,17 +63,12 @@ class Runner:
         self.phases = phases or PhaseClock(DeviceTools())
         self.pipelined = groups.layout.llm.pp > 1
         self.device, self.wide = next(model.parameters()).device, widest_dtype()
-<<<<<<< HEAD
         self.encodings = 0
         """Windows of the last `train` that this rank has encoded images of."""
-=======
-        self.times = PhaseTimes()
-        """Of the last `train`."""
         self.experts: ExpertCounts | None = None
         """Counts of the last `train`; None: the LLM has no experts."""
         if model.routers is not None:
             self.experts = ExpertCounts(model.routers, getattr(model.llm, "routing", None), groups, self.device)
->>>>>>> main
         if model.images is not None:
             exchange = Exchange(groups, observe, self.phases)
             self.encoder = ImageEncoder(model, groups, exchange, self.device)
@@ -89,16 +84,12 @@ class Runner:
         Returns:
             Scalar in the device's widest dtype: this rank's part of that quotient; 0 except on the last pipeline stage.
         """
-<<<<<<< HEAD
         self.encodings = 0
-=======
-        self.times = PhaseTimes()
         if self.experts is not None:
             self.experts.begin()
             number = len(next(iter(micro_batches.values()), ()))
             if self.experts.spec.counts_first(number, self.groups.layout.llm.pp):
                 self._count_experts(micro_batches, self.experts)
->>>>>>> main
         if self.model.images is None:
             parts = self._train_llm(self._own(micro_batches), num_label_tokens, lambda number: None)
         elif self.groups.layout.decoupled:
@@ -156,13 +147,9 @@ class Runner:
     def _train_llm(
         self, batches: Sequence[Inputs], num_label_tokens: int, image_rows: Callable[[int], torch.Tensor | None]
     ) -> list[torch.Tensor]:
-<<<<<<< HEAD
         one, phases = torch.ones((), dtype=torch.int, device=self.device), self.phases
         between = "pipeline" if self.pipelined else "other"
-=======
-        one = torch.ones((), dtype=torch.int, device=self.device)
         experts = self.experts
->>>>>>> main
 
         def step(numbered: Iterator[Any], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
             number, batch = next(numbered)
@@ -173,19 +160,13 @@ class Runner:
                     mean = model.losses(hidden, batch).sum() / num_label_tokens
                 return self._begins_backward(mean), one, mean.detach().to(self.wide)
 
-<<<<<<< HEAD
             with phases("llm_forward"):
-                output = model(batch, image_rows(number) if model.pre_process else None)
+                rows = image_rows(number) if model.pre_process else None
+                with experts.noting() if experts is not None else contextlib.nullcontext():
+                    output = model(batch, rows)
+                if experts is not None:
+                    experts.settle_in_time()
             return output if model.post_process else self._begins_backward(output), loss
-=======
-            rows = image_rows(number) if model.pre_process else None
-            if experts is None:
-                return model(batch, rows), loss
-            with experts.noting():
-                hidden = model(batch, rows)
-            experts.settle_in_time()
-            return hidden, loss
->>>>>>> main
 
         with phases(between):
             return self._schedule(batches, step)

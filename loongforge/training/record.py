@@ -8,14 +8,10 @@ from typing import Any
 
 from loongforge.config.schema import Config
 from loongforge.data.batch import StepData
-<<<<<<< HEAD
 from loongforge.kernels.backend import Backend
 from loongforge.model.assembly import component_configs
-from loongforge.model.work import StepFlops
-=======
 from loongforge.model.balance import ExpertBalance
-from loongforge.model.flops import training_flops
->>>>>>> main
+from loongforge.model.work import StepFlops
 from loongforge.training.counts import StepCounts
 from loongforge.training.optimizer import StepOutcome
 from loongforge.training.run_setup import Setup
@@ -32,38 +28,24 @@ class StepTaken:
     rate: float
     """Learning rate before each component's `lr_scale`."""
     outcome: StepOutcome
-<<<<<<< HEAD
     times: Mapping[str, float]
     """Seconds in each phase, mean over the ranks; together those of the step."""
     own_times: Mapping[str, float]
     """The same of this rank."""
+    experts: ExpertBalance | None = None
+    """None: the LLM has none."""
 
     @property
     def seconds(self) -> float:
         """Of the whole step."""
         return sum(self.times.values())
-=======
-    experts: ExpertBalance | None = None
-    """None: the LLM has none."""
-    seconds: float
-    """Of the whole step."""
-    waited: float
-    """Seconds of it spent waiting for data."""
->>>>>>> main
 
 
 def step_record(taken: StepTaken, config: Config, setup: Setup) -> dict[str, Any]:
     """The fields of a step, but for its number."""
     counts, outcome = taken.counts, taken.outcome
-<<<<<<< HEAD
-=======
-    mean_length = round(counts.tokens / counts.samples)
-    flops = training_flops(config.model, tokens=counts.tokens, images=counts.images, seq_len=mean_length)
-    speed = sum(flops.values()) / taken.seconds / setup.world.size
     experts = taken.experts
     routed = {} if experts is None else {"router_aux_loss": experts.loss, "balance/experts": experts.imbalance}
-    peak = setup.backend.peak_flops(config.trainer.precision)
->>>>>>> main
     return {
         "loss": taken.loss,
         "lr": taken.rate,

@@ -102,13 +102,9 @@ class Setup:
             self.notes += started.notes
             if world.rank == 0:
                 started.keep_origin(self.origin)
-<<<<<<< HEAD
+        self.notes += config.model.llm.notes() if isinstance(config.model.llm, LLMConfig) else []
         self.phases = PhaseClock(backend.tools())
         self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window, phases=self.phases)
-=======
-        self.notes += config.model.llm.notes() if isinstance(config.model.llm, LLMConfig) else []
-        self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window)
->>>>>>> main
         self.optimizers = Optimizers(config, self.model, self.groups)
         vision = config.model.vision
         patches = vision.num_patches if isinstance(vision, VisionConfig) and not self.processor.any_size else 1

@@ -115,11 +115,7 @@ class Trainer:
             self._leave_out(self._gather_bad(data), counts, step)
         rate = learning_rate(self.config.optimizer, step, self.config.trainer.steps)
         loss, outcome = self._learn(data, counts, rate)
-<<<<<<< HEAD
-=======
-        self.setup.refiner.note(step, data, self.setup.runner.times)
         experts = None if self.setup.runner.experts is None else self.setup.runner.experts.figures()
->>>>>>> main
         self._count_skipped(outcome, step)
         times = phases.stop()
         seconds = time.perf_counter() - began
@@ -131,14 +127,9 @@ class Trainer:
             loss=loss,
             rate=rate,
             outcome=outcome,
-<<<<<<< HEAD
             times=mean_over_ranks(own),
             own_times=own,
-=======
             experts=experts,
-            seconds=seconds,
-            waited=waited,
->>>>>>> main
         )
         self.reporter.step(step + 1, taken)
         return counts.stop
