@@ -103,7 +103,7 @@ class ExpertFeedForward(MegatronModule):
             padding_mask: bool `[S * B]` of whole rows (megatron-core's name, handed on by its layer): tokens that are
                 no padding. They alone count for the balance; None: all.
         """
-        split = self.config.sequence_parallel
+        split, divided = self.config.sequence_parallel, self.tp_group.size() > 1
         if split:
             hidden_states = gather_from_sequence_parallel_region(
                 hidden_states, tensor_parallel_output_grad=False, group=self.tp_group
@@ -111,8 +111,11 @@ class ExpertFeedForward(MegatronModule):
         tokens = hidden_states.flatten(0, 1)
         # the same on every tensor-parallel rank, whose experts are parts
         weights, chosen = self.gate(tokens, padding_mask)
-        tokens, weights = (copy_to_tensor_model_parallel_region(x, group=self.tp_group) for x in (tokens, weights))
+        if divided:
+            tokens, weights = (copy_to_tensor_model_parallel_region(x, group=self.tp_group) for x in (tokens, weights))
         output = self._mix(tokens, weights, chosen).view_as(hidden_states)
+        if not divided:
+            return output, None
         if split:
             return reduce_scatter_to_sequence_parallel_region(output, group=self.tp_group), None
         return reduce_from_tensor_model_parallel_region(output, group=self.tp_group), None
