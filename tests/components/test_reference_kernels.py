@@ -25,9 +25,7 @@ def _refused(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.parametrize(("vision", "projector"), PAIRS)
-def test_ops_go_through_the_registry(
-    vision: str, projector: str, groups: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ops_go_through_the_registry(vision: str, projector: str, groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from loongforge.training.verify.trial import Trial
 
     config = compose_one(vision, projector, next(iter(choices("llm"))))
