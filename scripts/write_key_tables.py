@@ -30,6 +30,7 @@ _SECTIONS = {
     "trainer": schema.TrainerConfig,
     "checkpoint": schema.CheckpointConfig,
     "logging": schema.LoggingConfig,
+    "profile": schema.ProfileConfig,
     "kernels": schema.KernelsConfig,
     "launcher": schema.LauncherConfig,
     "cluster": schema.ClusterConfig,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from loongforge_backends.common import HostTimer, os_memory, package_versions
 
 from loongforge.kernels.backend import Detection, Support
+from loongforge.kernels.tools import DeviceTools
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +127,10 @@ class CpuBackend:
     def peak_flops(self, dtype: str) -> float | None:
         """Not known: it depends on the host, its clock and its other users."""
         return None
+
+    def tools(self) -> DeviceTools:
+        """The host's own."""
+        return DeviceTools()
 
     def kernels(self) -> Sequence[Impl]:
         """torch's fused AdamW; oneDNN and torch's own CPU kernels lie behind `torch`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loongforge_backends.common import package_versions
+from loongforge_backends.cuda.tools import CudaTools
 from loongforge_backends.torch_cuda import TorchCudaDevices
 
 from loongforge.kernels.backend import Detection, Problem, Support
@@ -110,6 +111,10 @@ class CudaBackend(TorchCudaDevices):
         name = torch.cuda.get_device_name()
         known = next((peaks for part, peaks in _PEAKS.items() if part in name), None)
         return known.get(dtype) if known else None
+
+    def tools(self) -> CudaTools:
+        """CUDA's events, NVTX, CUPTI and the allocator's history."""
+        return CudaTools()
 
     def kernels(self) -> Sequence[Impl]:
         """Of torch, flash-attn, liger and Transformer Engine, where they are installed."""

@@ -12,6 +12,7 @@ from loongforge_backends.common import package_versions
 from loongforge_backends.torch_cuda import TorchCudaDevices
 
 from loongforge.kernels.backend import Detection, Support
+from loongforge.kernels.tools import DeviceTools
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,10 @@ class KunlunBackend(TorchCudaDevices):
     def peak_flops(self, dtype: str) -> float | None:
         """No public source."""
         return None
+
+    def tools(self) -> DeviceTools:
+        """The host's: times between events are 0 [R], and no public source says what traces record."""
+        return DeviceTools()
 
     def kernels(self) -> Sequence[Impl]:
         """The vendor's fused kernels with public training call sites."""

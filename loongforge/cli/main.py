@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from loongforge import __version__
-from loongforge.config.errors import UserError, did_you_mean
+from loongforge.config.errors import RunError, UserError, did_you_mean
 
 VERBS = {
     "train": "train the model of a recipe",
@@ -74,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"loongforge: {error}", file=sys.stderr)
         return WRONG_INPUT
+    except RunError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"loongforge: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("loongforge: interrupted", file=sys.stderr)
         return INTERRUPTED

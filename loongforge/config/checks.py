@@ -41,6 +41,14 @@ def _ranks(value: list[int] | str) -> str | None:
     return None if fine else "must be a list of different ranks, each at least 0"
 
 
+def _different(low: int) -> Check:
+    def check(value: list[int]) -> str | None:
+        fine = all(number >= low for number in value) and len(set(value)) == len(value)
+        return None if fine else f"must be different whole numbers, each at least {low}"
+
+    return check
+
+
 _POSITIVE, _NOT_NEGATIVE = _at_least(1), _at_least(0)
 
 _RANGES: dict[str, Check] = {
@@ -80,6 +88,8 @@ _RANGES: dict[str, Check] = {
     "checkpoint.every": _NOT_NEGATIVE,
     "checkpoint.keep": _POSITIVE,
     "logging.every": _POSITIVE,
+    "profile.steps": _different(1),
+    "profile.ranks": _different(0),
     "launcher.nproc": _POSITIVE,
     "cluster.nodes": _POSITIVE,
     "cluster.processes_per_node": _POSITIVE,

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear message, exit code 2, no traceback."""
+"""Errors with one clear message and no traceback: the user's to mend (exit code 2), and a few others (1)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """Bad input. The message names the key, file or sample, the value, what is allowed, and the fix."""
+
+
+class RunError(RuntimeError):
+    """Something that failed while running, and whose message says more than a traceback. Exit code 1."""
 
 
 def closest(name: str, allowed: Iterable[str]) -> str | None:

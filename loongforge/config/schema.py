@@ -13,6 +13,7 @@ from typing import Literal
 from loongforge.config.kernels import KernelsConfig
 from loongforge.config.launch_schema import ClusterConfig, LauncherConfig
 from loongforge.config.parallel import ParallelConfig
+from loongforge.config.profile_schema import ProfileConfig
 
 SCHEMA_VERSION = 1
 
@@ -236,6 +237,8 @@ class TrainerConfig:
     step where the LLM is a pipeline on the same ranks. Fewer need less memory and drain the pipeline more often."""
     recompute: Literal["none", "full"] = "none"
     """Recompute activations in the backward pass (LLM and ViT layers)."""
+    compile: Literal["off", "layers"] = "off"
+    """`layers`: `torch.compile` each transformer layer, where the backend can (`loongforge backends`)."""
 
 
 @dataclass(kw_only=True)
@@ -264,7 +267,6 @@ class LoggingConfig:
     """Write the ids of every step's samples to samples.jsonl."""
 
 
-@dataclass(kw_only=True)
 @dataclass(kw_only=True)
 class RunConfig:
     """Where the run lives."""
@@ -295,6 +297,7 @@ class Config:
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     cluster: ClusterConfig | None = None

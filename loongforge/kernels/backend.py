@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from loongforge.kernels.impl import Impl
+    from loongforge.kernels.tools import DeviceTools
 
 ENTRY_POINT_GROUP = "loongforge.backends"
 
@@ -178,6 +179,10 @@ class Backend(Protocol):
 
     def peak_flops(self, dtype: str) -> float | None:
         """FLOP/s that the device reaches at most in `dtype` (`fp32`, `bf16`); None where not known."""
+        ...
+
+    def tools(self) -> DeviceTools:
+        """Marks in time, traces, what is known of memory that has run out; `DeviceTools()` are the host's."""
         ...
 
     # Kernels: see `registry`.

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from loongforge.kernels import reference
 from loongforge.kernels.function import Function
+
+
+def _run(op: type[Function], plain: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+    """The op; a compiler gets the plain formula, whose gradient it writes itself and joins with what is around."""
+    found: torch.Tensor = plain(*args) if torch.compiler.is_compiling() else op.apply(*args)
+    return found
 
 
 class _RMSNorm(Function):
@@ -40,7 +48,7 @@ class _RMSNorm(Function):
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """See `ops.rms_norm`."""
     if torch.is_grad_enabled() or x.dtype not in (torch.float32, torch.float64):
-        return _RMSNorm.apply(x, weight, eps)
+        return _run(_RMSNorm, reference.rms_norm, x, weight, eps)
     # four calls, since generation pays for calls: weight * x sqrt(width) / sqrt(|x|^2 + width * eps)
     zero, least, root = _norm_constants(x.shape[-1], eps, x.dtype, x.device)
     length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
@@ -78,7 +86,7 @@ class _SwiGLU(Function):
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """See `ops.swiglu`."""
-    return _SwiGLU.apply(gate_up)
+    return _run(_SwiGLU, reference.swiglu, gate_up)
 
 
 class _QuickGELU(Function):
@@ -96,7 +104,7 @@ class _QuickGELU(Function):
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
     """See `ops.quick_gelu`; `x sigmoid(1.702 x)` is `silu(1.702 x) / 1.702`."""
-    return _QuickGELU.apply(x)
+    return _run(_QuickGELU, reference.quick_gelu, x)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, direction: int) -> None:
@@ -124,4 +132,4 @@ class _Rotary(Function):
 
 def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """See `ops.rotary`."""
-    return _Rotary.apply(x, cos, sin)
+    return _run(_Rotary, reference.rotary, x, cos, sin)

@@ -56,6 +56,8 @@ def generic() -> list[Impl]:
         _torch("gelu_tanh", partial(F.gelu, approximate="tanh")),
         _torch("quick_gelu", fused.quick_gelu),
         _torch("linear_cross_entropy", linear_cross_entropy),
+        _torch("moe_permute", moe.moe_permute),
+        _torch("moe_unpermute", moe.moe_unpermute),
         _torch(
             "grouped_gemm",
             moe.grouped_gemm,

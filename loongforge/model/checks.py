@@ -17,10 +17,13 @@ def check_model(config: Config, layout: Layout, *, trains: bool = True) -> None:
     Args:
         config: The recipe.
         layout: Of the run.
-        trains: Check the batches of training as well.
+        trains: Check the batches of training, and what is traced of it, as well.
     """
     found = problems(config, layout) if trains else model_problems(config.model, layout)
     _refuse(found)
+    wrong = config.profile.problems(config.trainer.steps, layout.world_size) if trains else []
+    if wrong:
+        raise UserError("\n".join(wrong))
 
 
 def require_sizes(model: ModelConfig, layout: Layout) -> None:

@@ -43,11 +43,16 @@ class ImageEncoder:
     def __init__(self, model: VisionLanguageModel, groups: Groups, exchange: Exchange, device: torch.device) -> None:
         assert model.images is not None
         self.model, self.groups, self.exchange, self.spec = model, groups, exchange, model.images
+        self.phases = exchange.phases
         self.apart = groups.layout.vision != groups.layout.projector
         self.feature_rows = Rows(self.spec.feature_shape, self.spec.feature_dtype, device)
 
     def forward(self, window: Window) -> Encoded:
         """Features of this rank's share of the images, projected."""
+        with self.phases("encode"):
+            return self._forward(window)
+
+    def _forward(self, window: Window) -> Encoded:
         features = self._features(window)
         arrived: ByReplica = {}
         if self.apart:
@@ -83,8 +88,9 @@ class ImageEncoder:
         return {replica: part.flatten(0, 1) for replica, part in zip(inputs, parts, strict=True)}
 
     def _to_projector(self, window: Window, features: ByReplica) -> ByReplica:
-        ways = {replica: images.between_encoders(back=False) for replica, images in window.images.items()}
-        delivery = self.exchange.start("forward", ways, features, self.feature_rows)
+        with self.phases("bridge"):
+            ways = {replica: images.between_encoders(back=False) for replica, images in window.images.items()}
+            delivery = self.exchange.start("forward", ways, features, self.feature_rows)
         arrived = delivery.wait()
         delivery.sent()
         grad = torch.is_grad_enabled() and self.spec.vision_trains
@@ -97,12 +103,17 @@ class ImageEncoder:
             encoded: From `forward`.
             grads: Gradients of its rows, by LLM replica.
         """
+        with self.phases("encode"):
+            self._walk_back(encoded, grads)
+
+    def _walk_back(self, encoded: Encoded, grads: Mapping[int, torch.Tensor]) -> None:
         _backward(encoded.rows, grads)
         if not self.apart or not self.spec.vision_trains:
             return
-        ways = {replica: images.between_encoders(back=True) for replica, images in encoded.window.images.items()}
-        held = {replica: part.grad for replica, part in encoded.arrived.items() if part.grad is not None}
-        delivery = self.exchange.start("backward", ways, held, self.feature_rows)
+        with self.phases("bridge"):
+            ways = {replica: images.between_encoders(back=True) for replica, images in encoded.window.images.items()}
+            held = {replica: part.grad for replica, part in encoded.arrived.items() if part.grad is not None}
+            delivery = self.exchange.start("backward", ways, held, self.feature_rows)
         _backward(encoded.features, delivery.wait())
         delivery.sent()
 
@@ -133,7 +144,7 @@ class Bridge:
     """
 
     def __init__(self, spec: ImageSpec, groups: Groups, exchange: Exchange, device: torch.device) -> None:
-        self.exchange, self.rank = exchange, groups.rank
+        self.exchange, self.phases, self.rank = exchange, exchange.phases, groups.rank
         self.rows = Rows((spec.row_size,), spec.row_dtype, device)
         self.returns = spec.vision_trains or spec.projector_trains
         """Something before the bridge trains; otherwise no gradient travels."""
@@ -143,8 +154,9 @@ class Bridge:
 
     def deliver(self, window: Window, rows: Mapping[int, torch.Tensor]) -> Delivery:
         """Starts sending a window's rows; a rank that has encoded none passes an empty mapping."""
-        ways = {replica: images.to_llm for replica, images in window.images.items()}
-        return self.exchange.start("forward", ways, rows, self.rows)
+        with self.phases("bridge"):
+            ways = {replica: images.to_llm for replica, images in window.images.items()}
+            return self.exchange.start("forward", ways, rows, self.rows)
 
     def accept(self, window: Window, delivery: Delivery) -> list[torch.Tensor | None]:
         """Waits for the rows that this rank merges.
@@ -165,7 +177,8 @@ class Bridge:
 
     def give_back(self, window: Window, parts: Sequence[torch.Tensor | None]) -> Delivery:
         """Starts returning the gradients of what `accept` gave; ranks that merge nothing pass an empty list."""
-        grads = [part.grad for part in parts if part is not None and part.grad is not None]
-        held = {self.replica: torch.cat(grads)} if grads and self.replica is not None else {}
-        ways = {replica: images.to_encoder for replica, images in window.images.items()}
-        return self.exchange.start("backward", ways, held, self.rows)
+        with self.phases("bridge"):
+            grads = [part.grad for part in parts if part is not None and part.grad is not None]
+            held = {self.replica: torch.cat(grads)} if grads and self.replica is not None else {}
+            ways = {replica: images.to_encoder for replica, images in window.images.items()}
+            return self.exchange.start("backward", ways, held, self.rows)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +13,8 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from loongforge.components.transformer.cache import KVCache
 from loongforge.kernels.backend import widest_dtype
+from loongforge.kernels.phases import PhaseClock
+from loongforge.kernels.tools import DeviceTools
 from loongforge.model.ahead import ImageRowStream, encode_ahead, windows_ahead
 from loongforge.model.balance import ExpertCounts
 from loongforge.model.checks import window_size
@@ -29,14 +29,14 @@ MicroBatches = Mapping[int, Sequence[Inputs]]
 """Micro-batches by LLM replica, of all replicas that a rank works on (`Groups.replicas`)."""
 
 
-@dataclass
-class PhaseTimes:
-    """Seconds of this rank's own work in a step, where encoder and LLM take turns."""
+class _TimedStages(P2PCommunicator):
+    """Messages between pipeline stages, whose time is the pipeline's."""
 
-    encoder: float = 0.0
-    encodings: int = 0
-    """Windows that it has encoded images of."""
-    llm: float = 0.0
+    phases: PhaseClock
+
+    def _communicate(self, **options: Any) -> Any:
+        self.phases.switch("pipeline")
+        return super()._communicate(**options)
 
 
 class Runner:
@@ -47,6 +47,7 @@ class Runner:
         groups: Of all components; the LLM's pipeline carries the activations.
         encode_window: Micro-batches whose images are encoded together; None: see `window_size`.
         observe: Called with every message of image rows that this rank receives.
+        phases: Times the parts of a step; None: nothing is timed.
     """
 
     def __init__(
@@ -56,18 +57,20 @@ class Runner:
         *,
         encode_window: int | None = None,
         observe: Callable[[Message], None] | None = None,
+        phases: PhaseClock | None = None,
     ) -> None:
         self.model, self.groups, self.encode_window = model, groups, encode_window
+        self.phases = phases or PhaseClock(DeviceTools())
         self.pipelined = groups.layout.llm.pp > 1
         self.device, self.wide = next(model.parameters()).device, widest_dtype()
-        self.times = PhaseTimes()
-        """Of the last `train`."""
+        self.encodings = 0
+        """Windows of the last `train` that this rank has encoded images of."""
         self.experts: ExpertCounts | None = None
         """Counts of the last `train`; None: the LLM has no experts."""
         if model.routers is not None:
             self.experts = ExpertCounts(model.routers, getattr(model.llm, "routing", None), groups, self.device)
         if model.images is not None:
-            exchange = Exchange(groups, observe)
+            exchange = Exchange(groups, observe, self.phases)
             self.encoder = ImageEncoder(model, groups, exchange, self.device)
             self.bridge = Bridge(model.images, groups, exchange, self.device)
 
@@ -81,16 +84,14 @@ class Runner:
         Returns:
             Scalar in the device's widest dtype: this rank's part of that quotient; 0 except on the last pipeline stage.
         """
-        self.times = PhaseTimes()
+        self.encodings = 0
         if self.experts is not None:
             self.experts.begin()
             number = len(next(iter(micro_batches.values()), ()))
             if self.experts.spec.counts_first(number, self.groups.layout.llm.pp):
                 self._count_experts(micro_batches, self.experts)
         if self.model.images is None:
-            began = time.perf_counter()
             parts = self._train_llm(self._own(micro_batches), num_label_tokens, lambda number: None)
-            self.times.llm = time.perf_counter() - began
         elif self.groups.layout.decoupled:
             parts = self._train_decoupled(micro_batches, num_label_tokens)
         else:
@@ -118,23 +119,16 @@ class Runner:
 
     def _train_window(self, micro_batches: MicroBatches, num_label_tokens: int) -> list[torch.Tensor]:
         """Colocated: all ranks encode, then the LLM runs, then gradients return."""
-        window, times = self._window(micro_batches), self.times
-        began = time.perf_counter()
+        window = self._window(micro_batches)
         encoded = self.encoder.forward(window)
-        times.encoder += time.perf_counter() - began
-        times.encodings += bool(encoded.rows)
+        self.encodings += bool(encoded.rows)
         delivery = self.bridge.deliver(window, encoded.rows)
         rows = self.bridge.accept(window, delivery)
         delivery.sent()
-        began = time.perf_counter()
         parts = self._train_llm(self._own(micro_batches), num_label_tokens, rows.__getitem__)
-        times.llm += time.perf_counter() - began
         if self.bridge.returns:
             returned = self.bridge.give_back(window, rows)
-            grads = returned.wait()
-            began = time.perf_counter()
-            self.encoder.backward(encoded, grads)
-            times.encoder += time.perf_counter() - began
+            self.encoder.backward(encoded, returned.wait())
             returned.sent()
         return parts
 
@@ -153,25 +147,35 @@ class Runner:
     def _train_llm(
         self, batches: Sequence[Inputs], num_label_tokens: int, image_rows: Callable[[int], torch.Tensor | None]
     ) -> list[torch.Tensor]:
-        one = torch.ones((), dtype=torch.int, device=self.device)
+        one, phases = torch.ones((), dtype=torch.int, device=self.device), self.phases
+        between = "pipeline" if self.pipelined else "other"
         experts = self.experts
 
         def step(numbered: Iterator[Any], model: VisionLanguageModel) -> tuple[torch.Tensor, Callable[..., Any]]:
             number, batch = next(numbered)
+            phases.switch(between)
 
             def loss(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-                mean = model.losses(hidden, batch).sum() / num_label_tokens
-                return mean, one, mean.detach().to(self.wide)
+                with phases("llm_forward"):
+                    mean = model.losses(hidden, batch).sum() / num_label_tokens
+                return self._begins_backward(mean), one, mean.detach().to(self.wide)
 
-            rows = image_rows(number) if model.pre_process else None
-            if experts is None:
-                return model(batch, rows), loss
-            with experts.noting():
-                hidden = model(batch, rows)
-            experts.settle_in_time()
-            return hidden, loss
+            with phases("llm_forward"):
+                rows = image_rows(number) if model.pre_process else None
+                with experts.noting() if experts is not None else contextlib.nullcontext():
+                    output = model(batch, rows)
+                if experts is not None:
+                    experts.settle_in_time()
+            return output if model.post_process else self._begins_backward(output), loss
 
-        return self._schedule(batches, step)
+        with phases(between):
+            return self._schedule(batches, step)
+
+    def _begins_backward(self, output: torch.Tensor) -> torch.Tensor:
+        """What the schedule starts a backward pass from; until its next call, that is what the time goes to."""
+        if output.requires_grad:
+            output.register_hook(lambda grad: self.phases.switch("llm_backward"))
+        return output
 
     def _own(self, micro_batches: MicroBatches) -> Sequence[Inputs]:
         """Of the LLM replica that this rank is a part of."""
@@ -201,7 +205,8 @@ class Runner:
         groups = self.groups.llm
         assert groups is not None
         if self.pipelined:
-            options["p2p_communicator"] = P2PCommunicator(pp_group=groups.pp, config=config)
+            stages = options["p2p_communicator"] = _TimedStages(pp_group=groups.pp, config=config)
+            stages.phases = self.phases
         run = get_forward_backward_func(pp_size=self.groups.layout.llm.pp, vp_size=None)
         return run(
             forward_step_func=step,

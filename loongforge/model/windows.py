@@ -50,7 +50,7 @@ class ReplicaImages:
     @cached_property
     def num_images(self) -> int:
         """Images of all its micro-batches."""
-        return sum(map(_num_images, self.micro_batches))
+        return sum(map(num_images, self.micro_batches))
 
     @cached_property
     def shapes(self) -> list[ImageShape] | None:
@@ -65,8 +65,8 @@ class ReplicaImages:
         places, before = [], 0
         for batch in self.micro_batches:
             is_image = (batch.tokens == self.image_token).cpu().numpy()
-            if not is_image.any() and _num_images(batch):
-                raise ValueError(f"{_num_images(batch)} images, but no image token in their micro-batch")
+            if not is_image.any() and num_images(batch):
+                raise ValueError(f"{num_images(batch)} images, but no image token in their micro-batch")
             rows = before + np.cumsum(is_image.ravel()).reshape(is_image.shape) - 1
             places.append(np.where(is_image, rows, -1))
             before += int(is_image.sum())
@@ -117,9 +117,9 @@ class ReplicaImages:
         """Images whose pixels this rank has read, in the order in which they are stored."""
         parts, before = [], 0
         for batch in self.micro_batches:
-            held = np.arange(_num_images(batch)) if batch.image_plan is None else batch.image_plan.held
+            held = np.arange(num_images(batch)) if batch.image_plan is None else batch.image_plan.held
             parts.append(before + held)
-            before += _num_images(batch)
+            before += num_images(batch)
         return np.concatenate(parts)
 
     @cached_property
@@ -180,7 +180,8 @@ class ReplicaImages:
         return plan_transfers(*(reversed(ends) if back else ends))
 
 
-def _num_images(batch: Inputs) -> int:
+def num_images(batch: Inputs) -> int:
+    """Images of a micro-batch, whoever holds them."""
     if batch.image_plan is not None:
         return batch.image_plan.total
     return len(batch.images) if batch.shapes is None else len(batch.shapes)

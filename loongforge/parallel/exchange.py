@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from loongforge.kernels.phases import PhaseClock
+from loongforge.kernels.tools import DeviceTools
 from loongforge.parallel.groups import Groups
 from loongforge.parallel.routes import Transfer
 
@@ -43,6 +45,7 @@ class Delivery:
     target_sizes: dict[int, int]
     """Rows that this rank is to have of each replica."""
     rows: Rows
+    phases: PhaseClock
     local: list[tuple[int, torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Replica, rows and their places, of what this rank keeps."""
     incoming: list[tuple[int, torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -53,6 +56,10 @@ class Delivery:
 
     def wait(self) -> dict[int, torch.Tensor]:
         """This rank's rows `[n, ...]` by replica, when all have arrived; nothing of replicas that it wants none of."""
+        with self.phases("bridge"):
+            return self._wait()
+
+    def _wait(self) -> dict[int, torch.Tensor]:
         for work in self.receives:
             work.wait()
         found = {}
@@ -67,9 +74,10 @@ class Delivery:
 
     def sent(self) -> None:
         """Returns when what this rank sends has left it."""
-        for work in self.sends:
-            work.wait()
-        self.outgoing = []
+        with self.phases("bridge"):
+            for work in self.sends:
+                work.wait()
+            self.outgoing = []
 
 
 class Exchange:
@@ -78,9 +86,16 @@ class Exchange:
     Args:
         groups: Of the run.
         observe: Called with every message that this rank receives from another.
+        phases: Times the exchange.
     """
 
-    def __init__(self, groups: Groups, observe: Callable[[Message], None] | None = None) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        observe: Callable[[Message], None] | None = None,
+        phases: PhaseClock | None = None,
+    ) -> None:
+        self.phases = phases or PhaseClock(DeviceTools())
         self.rank = groups.rank
         self.groups = {"forward": groups.forward, "backward": groups.backward}
         self.observe = observe
@@ -98,7 +113,7 @@ class Exchange:
             held: What this rank holds of each replica, `[n, ...]`.
             rows: Of the exchange.
         """
-        delivery, ops = Delivery({}, rows), []
+        delivery, ops = Delivery({}, rows, self.phases), []
         for replica in sorted(transfers):
             mine = [t for t in transfers[replica] if self.rank in (t.source, t.target)]
             wanted = sum(len(t.target_rows) for t in mine if t.target == self.rank)

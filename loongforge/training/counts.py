@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from loongforge.components.products import COUNTS
+from loongforge.config.schema import ModelConfig
 from loongforge.data.batch import StepData
 from loongforge.model.vlm import IGNORED
+from loongforge.model.work import count_work
 from loongforge.parallel.groups import Groups
 from loongforge.parallel.session import sum_over_world
 
@@ -34,19 +37,32 @@ class StepCounts:
     """Most tokens of an LLM replica over the mean."""
     balance_vision: float
     """Most images of an encoder replica over the mean, patches where images differ in size; 1 without images."""
+    work: dict[str, int]
+    """What FLOPs are counted from; see `loongforge.components.products.COUNTS`."""
 
 
-def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch.device) -> StepCounts:
+def count_step(
+    data: StepData,
+    groups: Groups,
+    model: ModelConfig,
+    *,
+    image_token: int | None,
+    signalled: bool,
+    device: torch.device,
+) -> StepCounts:
     """Adds up a step. Collective over the world.
 
     Args:
         data: Of the replicas that this rank works on; one rank counts for each.
         groups: Where this rank stands.
+        model: What works on it.
+        image_token: Id of the image placeholder; None for a text-only model.
         signalled: This rank has received a signal to stop.
         device: Of the collective.
     """
     dp, replica = groups.layout.dp, groups.reported
     sums, tokens, images = torch.zeros(8, dtype=torch.int64), torch.zeros(dp, dtype=torch.int64), _images(data, groups)
+    work = torch.zeros(len(COUNTS), dtype=torch.int64)
     if replica is not None:
         batches = data.micro_batches[replica]
         tokens[replica] = sum(int(b.lengths.sum()) for b in batches)
@@ -54,9 +70,11 @@ def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch
         padded, samples = sum(b.tokens.numel() for b in batches), sum(len(b.ids) for b in batches)
         everything = sum(b.num_images for b in batches)
         bad = len(data.bad[replica])
+        work = torch.tensor(count_work(batches, [b.lengths for b in batches], model, image_token))
         sums[:6] = torch.tensor([labels, int(tokens[replica]), padded, samples, everything, bad])
     sums[6:] = torch.tensor([int(signalled), data.fingerprint])
-    totals = sum_over_world(torch.cat([sums, tokens, images]).to(device)).tolist()
+    totals = sum_over_world(torch.cat([sums, tokens, work, images]).to(device)).tolist()
+    loads, worked = totals[8 : 8 + dp], totals[8 + dp : 8 + dp + len(COUNTS)]
     labels, all_tokens, padded, samples, everything, bad, signalled, fingerprints = totals[:8]
     return StepCounts(
         loss_tokens=labels,
@@ -67,8 +85,9 @@ def count_step(data: StepData, groups: Groups, *, signalled: bool, device: torch
         bad=bad,
         same_data=fingerprints == data.fingerprint * groups.layout.world_size,
         stop=signalled > 0,
-        balance_llm=_imbalance(totals[8 : 8 + dp]),
-        balance_vision=_imbalance(totals[8 + dp :]),
+        balance_llm=_imbalance(loads),
+        balance_vision=_imbalance(totals[8 + dp + len(COUNTS) :]),
+        work=dict(zip(COUNTS, worked, strict=True)),
     )
 
 

@@ -21,11 +21,16 @@ def run(config: Config, tree: dict[str, Any]) -> int:
 
     Returns:
         Exit code.
+
+    Raises:
+        RunError: memory ran out; it says what would help.
     """
     backend = select(config.backend)
     backend.set_threads(config.trainer.threads or int(os.environ.get("OMP_NUM_THREADS", "2")))
     backend.activate()
+    from loongforge.parallel.layout import Layout
     from loongforge.parallel.session import broadcast_object, joined_world
+    from loongforge.training.out_of_memory import explain
     from loongforge.training.trainer import Trainer
 
     with joined_world(backend) as world:
@@ -34,5 +39,14 @@ def run(config: Config, tree: dict[str, Any]) -> int:
             assert isinstance(agreed, dict)
             config, tree = typed_config(agreed), agreed
         assert config.run.dir is not None, "the launcher decides where the run lives"
-        with Trainer(config, tree, world=world, backend=backend, run_dir=Path(config.run.dir)) as trainer:
-            return trainer.run()
+        run_dir, trainer = Path(config.run.dir), None
+        try:
+            with Trainer(config, tree, world=world, backend=backend, run_dir=run_dir) as trainer:
+                return trainer.run()
+        except Exception as error:
+            if not backend.tools().is_out_of_memory(error):
+                raise
+            layout, setup = Layout.from_model(config.model, world.size), trainer.setup if trainer is not None else None
+            raise explain(
+                error, config, backend, layout=layout, rank=world.rank, run_dir=run_dir, setup=setup
+            ) from error

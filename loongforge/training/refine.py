@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,6 @@ from loongforge.data.balance import CostModel
 from loongforge.data.batch import StepData
 from loongforge.data.cost_fit import CostFit
 from loongforge.data.loader import TrainLoader
-from loongforge.model.execution import PhaseTimes
 from loongforge.parallel.groups import Groups
 from loongforge.parallel.session import sum_over_world
 from loongforge.planning.sample_costs import cost_model
@@ -43,18 +43,25 @@ class CostRefiner:
         self.fit = CostFit(cost_model(config)) if self.every else None
         self.seen = 0
 
-    def note(self, step: int, data: StepData, times: PhaseTimes) -> None:
-        """After a step; collective over the world in every `balance.refine_every`-th."""
+    def note(self, step: int, data: StepData, times: Mapping[str, float], encodings: int) -> None:
+        """After a step; collective over the world in every `balance.refine_every`-th.
+
+        Args:
+            step: Its number, from 0.
+            data: What this rank had.
+            times: This rank's seconds in each phase.
+            encodings: Windows that it encoded images of.
+        """
         if self.fit is None:
             return
         self.seen += 1
         place = self.groups.place
         if self.seen > _WARM_UP and place is not None:
             lengths = [b.cu_seqlens.diff() for b in data.micro_batches[place.dp] if b.cu_seqlens is not None]
-            self.fit.note_llm(torch.cat(lengths).numpy(), 1e3 * times.llm)
+            self.fit.note_llm(torch.cat(lengths).numpy(), 1e3 * (times["llm_forward"] + times["llm_backward"]))
             images = sum(batch.held_patches for part in data.micro_batches.values() for batch in part)
             if images:
-                self.fit.note_vision(images * self.patches, times.encodings, 1e3 * times.encoder)
+                self.fit.note_vision(images * self.patches, encodings, 1e3 * times["encode"])
         if (step + 1) % self.every == 0:
             everyone = sum_over_world(torch.from_numpy(self.fit.pending())).numpy()
             self.loader.use_cost(step + self.delay, self.fit.update(everyone))

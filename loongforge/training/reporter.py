@@ -15,6 +15,7 @@ from loongforge.data.batch import BadSample, StepData
 from loongforge.data.fetch import BadSampleError
 from loongforge.data.preview import preview
 from loongforge.data.quarantine import QuarantineLedger
+from loongforge.kernels.phases import PHASES
 from loongforge.kernels.verified import measured
 from loongforge.model.assembly import component_configs
 from loongforge.model.flops import forward_flops, image_tokens, num_params
@@ -22,6 +23,7 @@ from loongforge.parallel.session import broadcast_object
 from loongforge.training.evaluation import Evaluation
 from loongforge.training.record import StepTaken, step_record
 from loongforge.training.run_setup import Setup
+from loongforge.training.step_times import summary
 from loongforge.training.telemetry.console import Console
 from loongforge.training.telemetry.logs import setup_logging
 from loongforge.training.telemetry.metrics import MetricsWriter, cut_after
@@ -44,6 +46,9 @@ class Reporter:
         self.began = time.perf_counter()
         self.tokens = 0
         self.training_seconds = 0.0
+        self.steps = 0
+        self.phase_seconds = dict.fromkeys(PHASES, 0.0)
+        """Of this rank."""
         self.last_evaluation: dict[str, Any] = {}
         self.last_checkpoint: Path | None = None
         self.replica = setup.groups.reported
@@ -133,6 +138,9 @@ class Reporter:
         """After step number `step` (1-based)."""
         if self.config.logging.samples:
             self._write_sample_ids(step, taken.data)
+        self.steps += 1
+        for phase, seconds in taken.own_times.items():
+            self.phase_seconds[phase] += seconds
         if not self.main:
             return
         self.tokens += taken.counts.tokens
@@ -200,9 +208,11 @@ class Reporter:
             )
 
     def finish(self) -> None:
-        """The report at the end."""
+        """The report at the end. Collective over the world."""
+        shares = summary(self.phase_seconds, self.steps)
         if not self.main:
             return
+        self.console.phases(shares)
         rows = []
         if self.last_evaluation:
             score = self.last_evaluation

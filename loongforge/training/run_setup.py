@@ -27,10 +27,13 @@ from loongforge.data.build import build_processor
 from loongforge.data.loader import TrainLoader
 from loongforge.inference.export import export_checkpoint
 from loongforge.kernels.backend import Backend
+from loongforge.kernels.phases import PhaseClock
 from loongforge.model.assembly import bind_kernels, build_model
 from loongforge.model.checks import check_model, micro_batch_size
+from loongforge.model.compiled import compile_layers, require_compiler
 from loongforge.model.execution import Runner
 from loongforge.model.weights import model_state
+from loongforge.model.work import FlopCounter, find_adapters
 from loongforge.parallel.groups import make_groups
 from loongforge.parallel.layout import Layout
 from loongforge.parallel.session import World
@@ -88,15 +91,20 @@ class Setup:
         self.groups = make_groups(layout, backend.dist_backend, seed=config.trainer.seed)
         self._open_data(layout)
         self.kernels = bind_kernels(config.kernels, backend)
-        image_token = self.processor.image_token_id if config.model.vision is not None else None
-        self.model = build_model(config, self.groups, image_token=image_token)
+        self.image_token = self.processor.image_token_id if config.model.vision is not None else None
+        self.model = build_model(config, self.groups, image_token=self.image_token)
+        if config.trainer.compile == "layers":
+            self.notes += [note] if (note := require_compiler(backend)) else []
+            compile_layers(self.model)
+        self.flops = FlopCounter(config, find_adapters(config, self.model))
         if resumed is None:
             started = load_initial_weights(config, self.model, self.groups)
             self.notes += started.notes
             if world.rank == 0:
                 started.keep_origin(self.origin)
         self.notes += config.model.llm.notes() if isinstance(config.model.llm, LLMConfig) else []
-        self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window)
+        self.phases = PhaseClock(backend.tools())
+        self.runner = Runner(self.model, self.groups, encode_window=config.trainer.encode_window, phases=self.phases)
         self.optimizers = Optimizers(config, self.model, self.groups)
         vision = config.model.vision
         patches = vision.num_patches if isinstance(vision, VisionConfig) and not self.processor.any_size else 1

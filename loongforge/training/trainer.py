@@ -23,6 +23,8 @@ from loongforge.training.reporter import Reporter
 from loongforge.training.run_setup import Setup
 from loongforge.training.schedule import learning_rate
 from loongforge.training.signals import StopSignal
+from loongforge.training.step_times import mean_over_ranks, with_rest
+from loongforge.training.trace import Tracer
 
 
 class Trainer:
@@ -38,8 +40,11 @@ class Trainer:
 
     def __init__(self, config: Config, tree: dict[str, Any], *, world: World, backend: Backend, run_dir: Path) -> None:
         self.config = config
+        if config.profile.memory:
+            backend.tools().record_memory()
         self.setup = Setup(config, tree, world=world, backend=backend, run_dir=run_dir)
         self.reporter = Reporter(config, tree, self.setup, run_dir)
+        self.tracer = Tracer(config.profile, backend, self.setup.phases, run_dir, world.rank)
         self.stop = StopSignal()
         self.skipped_in_a_row = 0
 
@@ -67,8 +72,9 @@ class Trainer:
             setup.evaluator.sanity_check()
         self.reporter.start(first)
         for step in range(first, steps):
-            stop = self._step(step)
             done = step + 1
+            with self.tracer.step(done):
+                stop = self._step(step)
             if self._due(self.config.trainer.eval_every, done):
                 self._evaluate(done)
             if stop or self._due(self.config.checkpoint.every, done):
@@ -87,10 +93,19 @@ class Trainer:
 
     def _step(self, step: int) -> bool:
         """One optimizer step; returns whether all ranks stop after it, because one has received a signal."""
+        phases = self.setup.phases
         began = time.perf_counter()
-        data = self.setup.loader.load(step)
-        waited = time.perf_counter() - began
-        counts = count_step(data, self.setup.groups, signalled=self.stop.requested > 0, device=self.setup.runner.device)
+        phases.start()
+        with phases("data"):
+            data = self.setup.loader.load(step)
+        counts = count_step(
+            data,
+            self.setup.groups,
+            self.config.model,
+            image_token=self.setup.image_token,
+            signalled=self.stop.requested > 0,
+            device=self.setup.runner.device,
+        )
         if not counts.same_data:
             raise UserError(
                 f"step {step + 1}: the ranks have not divided the same samples alike; they do not see the same data. "
@@ -100,36 +115,42 @@ class Trainer:
             self._leave_out(self._gather_bad(data), counts, step)
         rate = learning_rate(self.config.optimizer, step, self.config.trainer.steps)
         loss, outcome = self._learn(data, counts, rate)
-        self.setup.refiner.note(step, data, self.setup.runner.times)
         experts = None if self.setup.runner.experts is None else self.setup.runner.experts.figures()
         self._count_skipped(outcome, step)
+        times = phases.stop()
         seconds = time.perf_counter() - began
+        self.setup.refiner.note(step, data, times, self.setup.runner.encodings)
+        own = with_rest(times, seconds)
         taken = StepTaken(
             data=data,
             counts=counts,
             loss=loss,
             rate=rate,
             outcome=outcome,
+            times=mean_over_ranks(own),
+            own_times=own,
             experts=experts,
-            seconds=seconds,
-            waited=waited,
         )
         self.reporter.step(step + 1, taken)
         return counts.stop
 
     def _learn(self, data: StepData, counts: StepCounts, rate: float) -> tuple[float, StepOutcome]:
         """Gradients of the global batch, then an update of all weights or of none."""
-        setup = self.setup
+        setup, phases = self.setup, self.setup.phases
         device = setup.runner.device
-        batches = {r: [batch.to(device) for batch in part] for r, part in data.micro_batches.items()}
-        setup.optimizers.clear_gradients()
+        with phases("data"):
+            batches = {r: [batch.to(device) for batch in part] for r, part in data.micro_batches.items()}
+        with phases("optimizer"):
+            setup.optimizers.clear_gradients()
         loss = setup.runner.train(batches, counts.loss_tokens)
-        setup.optimizers.reduce_gradients()
-        place = setup.groups.place
-        if place is None or place.tp != 0:  # the ranks of a tensor-parallel group have the same loss
-            loss = torch.zeros_like(loss)
-        mean = sum_over_world(loss).item()
-        return mean, setup.optimizers.step(rate, usable=math.isfinite(mean))
+        with phases("reduce"):
+            setup.optimizers.reduce_gradients()
+            place = setup.groups.place
+            if place is None or place.tp != 0:  # the ranks of a tensor-parallel group have the same loss
+                loss = torch.zeros_like(loss)
+            mean = sum_over_world(loss).item()
+        with phases("optimizer"):
+            return mean, setup.optimizers.step(rate, usable=math.isfinite(mean))
 
     def _count_skipped(self, outcome: StepOutcome, step: int) -> None:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0

@@ -12,7 +12,7 @@ import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
-from loongforge.config.errors import UserError
+from loongforge.config.errors import RunError, UserError
 from loongforge.training.rank_log import tee_output
 
 INTERRUPTED = 130
@@ -34,7 +34,8 @@ def _note_failure(log_dir: Path, rank: int, error: BaseException) -> int:
     Nothing goes to the terminal: the launcher shows the first failure, which may be another rank's.
     """
     user = isinstance(error, UserError)
-    text = str(error) if user else "".join(traceback.format_exception(error))
+    told = user or isinstance(error, RunError)
+    text = str(error) if told else "".join(traceback.format_exception(error))
     note = log_dir / f"rank_{rank}.error"
     temporary = note.with_suffix(".tmp")
     temporary.write_text(json.dumps({"time": time.time(), "user_error": user, "text": text}), encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from loongforge.config.schema import Config
+from loongforge.config.schema import Config, LoraConfig
 from tests.support.tiny import IMAGE_TOKEN, NUM_PATCHES, global_batch, image_rows, run_model, tiny_config
 
 
@@ -67,3 +67,25 @@ def test_recompute_changes_no_gradient(groups: Any) -> None:
         model.losses(run_model(model, batch), batch).mean().backward()
         found.append([param.grad for param in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("part", ["vision", "llm", "adapters"])
+def test_recomputed_layers_behind_frozen_ones_learn(groups: Any, part: str) -> None:
+    """megatron-core's checkpoints give no gradient to layers whose input needs none."""
+    found = []
+    for recompute in ("none", "full"):
+        config = tiny_config()
+        config.trainer.recompute = recompute  # type: ignore[assignment]
+        name = "vision" if part == "vision" else "llm"
+        component: Any = getattr(config.model, name)
+        component.freeze, component.train = True, [] if part == "adapters" else ["layers.1"]
+        component.lora = LoraConfig(rank=2) if part == "adapters" else None
+        others: list[Any] = [config.model.vision, config.model.projector, config.model.llm]
+        for other in others[: others.index(component)]:
+            other.freeze = True
+        model, batch = _build(config, groups).train(), global_batch(0)
+        model.losses(run_model(model, batch), batch).mean().backward()
+        found.append([param.grad for key, param in model.named_parameters() if param.requires_grad and name in key])
+    plain, recomputed = found
+    assert len(plain) > 5 and all(grad is not None for grad in [*plain, *recomputed])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, recomputed, strict=True))

@@ -20,6 +20,12 @@ def test_engine_cost(model: str) -> None:
     assert result["plain_tokens_per_s"] > 0
 
 
+def test_phases() -> None:
+    result = run_bench("phases", "--steps", "1")
+    assert result["calls_per_step"] > 15
+    assert 0 < result["share"] < 0.05  # 0.0007 on a quiet machine
+
+
 def test_generation() -> None:
     """It ends with an error where the two ways write different tokens."""
     result = run_bench("generation", "--new-tokens", "24", "--batch", "2", "--rounds", "1")

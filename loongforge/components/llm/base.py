@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loongforge.components.base import FamilyConfig
+from loongforge.components.products import Product, whole
 from loongforge.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ class LLMConfig(FamilyConfig):
     def flops_with_images(self, seq_len: float, image_share: float) -> float:
         """Forward FLOPs of one token in a sequence of `seq_len`, of which a share is image tokens before the text."""
         return self.flops(seq_len)  # type: ignore[arg-type]
+
+    def products(self) -> list[Product]:
+        """Matrix products of a forward pass, to count FLOPs by; the default knows no attention and no labels."""
+        return whole(self, "tokens", self.flops(1))
 
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard of the module."""

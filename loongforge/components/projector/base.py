@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from loongforge.components.base import FamilyConfig
+from loongforge.components.products import Product, whole
 from loongforge.config.errors import UserError
 from loongforge.parallel.images import ImageShape
 
@@ -87,6 +88,11 @@ class ProjectorConfig(FamilyConfig):
     def kept_per_image(self, num_features: int, tp: int, *, input_size: int, output_size: int) -> float:
         """Numbers that an image leaves for the backward pass, on each rank; the default is that of two linear maps."""
         return num_features * input_size + 2.0 * self.num_tokens(num_features) * output_size
+
+    def products(self, *, input_size: int, output_size: int) -> list[Product]:
+        """Matrix products of a forward pass, to count FLOPs by; the default is one of all, with the features of an
+        image of the encoder's size."""
+        return whole(self, "features", self.flops(1, input_size=input_size, output_size=output_size))
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard of the module."""

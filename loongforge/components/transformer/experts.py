@@ -27,6 +27,7 @@ from megatron.core.transformer.utils import sharded_state_dict_default
 
 from loongforge.components.transformer.mlp import FeedForward
 from loongforge.components.transformer.routing import Routing
+from loongforge.kernels import ops
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,8 @@ class ExpertFeedForward(MegatronModule):
 
     def _mix(self, tokens: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """`[T, H]`: each token's experts' outputs, weighted; under tensor parallelism this rank's part of the sum."""
-        num_tokens, k = chosen.shape
-        order = chosen.flatten().argsort(stable=True)  # by expert, and so by the rank that holds it
-        counts = torch.bincount(chosen.flatten(), minlength=self.sizes.number)
-        rows = tokens[:, None].expand(-1, k, -1).flatten(0, 1).index_select(0, order)
-        done = self._exchange(rows, counts).index_select(0, order.argsort())
-        return (done.view(num_tokens, k, -1) * weights[..., None]).sum(1)
+        rows, order, counts = ops.moe_permute(tokens, chosen, self.sizes.number)
+        return ops.moe_unpermute(self._exchange(rows, counts), order, weights)
 
     def _exchange(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """What the experts make of rows `[n, H]`, which are in the order of experts, `counts` int64 `[E]` of each."""

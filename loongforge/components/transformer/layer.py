@@ -59,12 +59,19 @@ class Block(TransformerBlock):
         """`[S, B, H]`, or None where the previous stage's output is the input, -> `[S, B, H]`."""
         if torch.is_grad_enabled():
             places = {"rotary_pos_emb": rotary_pos_emb, "packed_seq_params": packed_seq_params}
-            return super().forward(hidden_states, attention_mask, *args, **places, **options)
+            return super().forward(self._reached(hidden_states), attention_mask, *args, **places, **options)
         hidden: Any = hidden_states if self.pre_process else self.input_tensor
         rotary = None if rotary_pos_emb is None else rotary_pos_emb.unbind()
         for layer in self.layers:
             hidden, _ = layer.forward(hidden, rotary_pos_emb=rotary, packed_seq_params=packed_seq_params)
         return hidden if self.final_layernorm is None else self.final_layernorm.forward(hidden)
+
+    def _reached(self, hidden: torch.Tensor | None) -> torch.Tensor | None:
+        """The input of layers that are computed again in the backward pass: megatron-core's checkpoints give parameters
+        gradients only where their input has one, which behind frozen parts it has not."""
+        if hidden is None or hidden.requires_grad or self.config.recompute_granularity is None or not self.training:
+            return hidden
+        return hidden.detach().requires_grad_(any(param.requires_grad for param in self.parameters()))
 
 
 def _real(view: Any) -> torch.Tensor | None:

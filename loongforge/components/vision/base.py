@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loongforge.components.base import FamilyConfig
+from loongforge.components.products import Product, whole
 from loongforge.config.errors import UserError
 from loongforge.parallel.images import ImageShape
 
@@ -101,6 +102,10 @@ class VisionConfig(FamilyConfig):
     def patch_flops(self) -> tuple[float, float]:
         """Forward FLOPs of an image of p patches: (a, b) of `a p + b p^2`; of one size only, all of it is a."""
         return self.flops() / self.num_patches, 0.0
+
+    def products(self) -> list[Product]:
+        """Matrix products of a forward pass, to count FLOPs by; the default is one of all."""
+        return whole(self, "images", self.flops())
 
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard of the module."""

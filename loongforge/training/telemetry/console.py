@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from loongforge.data.preview import Preview
 from loongforge.data.show.terminal import legend, sample_text
+from loongforge.training.step_times import PhaseShare
 
 _COLUMNS = ("step", "loss", "lr", "grad norm", "tokens/s", "ms/step", "wait", "GiB", "left out", "eta")
 _MOST_PIECES = 160  # of a sample that is shown
@@ -144,6 +146,23 @@ class Console:
             asked, said = (" ".join(text.split()) for text in (question, answer))
             line = f"  {'+' if right else '-'} {asked}  ->  {said or '(nothing)'}{wanted}"
             self.out.print(Text(line, style="green" if right else "red"))
+
+    def phases(self, shares: Sequence[PhaseShare]) -> None:
+        """Where the time of a step went; nothing where there was none."""
+        self._stop_live()
+        whole = sum(share.mean for share in shares)
+        several = any(share.most > share.mean for share in shares)
+        if not shares:
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("phase of a step")
+        for name in ("ms", "share", *(["slowest rank"] if several else [])):
+            table.add_column(name, justify="right")
+        for share in shares:
+            slowest = [f"{share.most * 1e3:.1f} (rank {share.rank})"] if several else []
+            table.add_row(share.phase, f"{share.mean * 1e3:.1f}", f"{share.mean / whole:.1%}", *slowest)
+        table.add_row("step", f"{whole * 1e3:.1f}", "100.0%", *([""] if several else []))
+        self.out.print(table)
 
     def report(self, rows: list[tuple[str, str]], command: str) -> None:
         """At the end: what came out, and the command to try it."""

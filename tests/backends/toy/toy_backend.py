@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from loongforge.kernels.backend import Detection, Support
 from loongforge.kernels.impl import Impl
+from loongforge.kernels.tools import DeviceTools
 
 
 def _swiglu():
@@ -90,6 +91,9 @@ class ToyBackend:
 
     def peak_flops(self, dtype):
         return None
+
+    def tools(self):
+        return DeviceTools()
 
     def kernels(self):
         return [Impl(op="swiglu", name="toy", load=_swiglu, priority=99, source="this file")]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from loongforge.components.context import BuildContext
     from loongforge.components.hf import NameMap
+    from loongforge.components.products import Product
 
 
 @dataclass(kw_only=True)
@@ -172,6 +173,12 @@ class LlamaConfig(LLMConfig):
         pairs = (text * (text + 1) / 2 + text * images) / max(seq_len, 1)
         query = self.num_heads * self.head_size
         return found - 4.0 * self.num_layers * query * ((seq_len + 1) / 2 - pairs)
+
+    def products(self) -> list[Product]:
+        """Of embedding, layers, adapters and output layer."""
+        from loongforge.components.llm.llama.products import products
+
+        return products(self)
 
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard."""

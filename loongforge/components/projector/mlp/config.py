@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loongforge.components.hf_settings import HFSettings
+from loongforge.components.products import Product
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.config.errors import UserError
 
@@ -31,6 +32,10 @@ class LinearConfig(ProjectorConfig):
     def num_params(self, *, input_size: int, output_size: int) -> int:
         """Parameters of the map."""
         return output_size * (input_size + int(self.bias))
+
+    def products(self, *, input_size: int, output_size: int) -> list[Product]:
+        """The map."""
+        return [Product("features", 2.0 * input_size * output_size, "linear.weight")]
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's copy."""
@@ -76,6 +81,15 @@ class MLP2xGELUConfig(ProjectorConfig):
         """Parameters that a rank holds: its part of the inner width, and the last bias."""
         inner, bias = self.inner_size(output_size) // tp, int(self.bias)
         return inner * (input_size + bias) + output_size * (inner + bias)
+
+    def products(self, *, input_size: int, output_size: int) -> list[Product]:
+        """Both maps."""
+        return self._maps("features", input_size, output_size)
+
+    def _maps(self, per: str, input_size: int, output_size: int) -> list[Product]:
+        inner = self.inner_size(output_size)
+        ends = {"linear_1": 2.0 * input_size * inner, "linear_2": 2.0 * inner * output_size}
+        return [Product(per, flops, f"{name}.weight") for name, flops in ends.items()]
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard."""

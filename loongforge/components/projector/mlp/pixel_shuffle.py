@@ -8,6 +8,7 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loongforge.components.hf_settings import HFSettings
+from loongforge.components.products import Product
 from loongforge.components.projector.mlp.config import MLP2xGELUConfig
 from loongforge.config.errors import UserError
 from loongforge.parallel.images import ImageShape
@@ -72,6 +73,10 @@ class PixelShuffleMLPConfig(MLP2xGELUConfig):
         """Around the norm, and around the activation."""
         tokens, inner = self.num_tokens(num_features), self.inner_size(output_size)
         return tokens * (2 * self.stacked(input_size) + 2 * inner / tp)
+
+    def products(self, *, input_size: int, output_size: int) -> list[Product]:
+        """The norm, and both maps of stacked features."""
+        return [Product("rows", 0.0, "norm.weight"), *self._maps("rows", self.stacked(input_size), output_size)]
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard."""

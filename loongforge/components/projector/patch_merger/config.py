@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from loongforge.components.products import Product
 from loongforge.components.projector.base import ProjectorConfig
 from loongforge.parallel.images import ImageShape
 
@@ -78,6 +79,16 @@ class PatchMergerConfig(ProjectorConfig):
         """Forward FLOPs of one image with so many features."""
         whole = self.merged_size(input_size)
         return 2.0 * whole * (whole + output_size) * num_features / self.merge_size**2
+
+    def products(self, *, input_size: int, output_size: int) -> list[Product]:
+        """The norm, and both maps of merged features."""
+        whole = self.merged_size(input_size)
+        first, second = (f"linear_{number}.weight" for number in (1, 2))
+        return [
+            Product("rows", 0.0, "norm.weight"),
+            Product("rows", 2.0 * whole**2, first),
+            Product("rows", 2.0 * whole * output_size, second),
+        ]
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard."""

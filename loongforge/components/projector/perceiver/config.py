@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import isqrt
 from typing import TYPE_CHECKING, ClassVar
 
+from loongforge.components.products import Product
 from loongforge.components.projector.base import ProjectorConfig
 
 if TYPE_CHECKING:
@@ -84,6 +85,21 @@ class PerceiverConfig(ProjectorConfig):
         """Features, around the norm, with positions; keys and values; four times the queries."""
         kept = input_size + 3 * output_size + 2 * output_size / tp
         return num_features * kept + self.num_queries * (3 * output_size + 2 * output_size / tp)
+
+    def products(self, *, input_size: int, output_size: int) -> list[Product]:
+        """Maps of features and of queries, attention between them."""
+        square, per_pair = 2.0 * output_size**2, 4.0 * self.num_queries * output_size
+        return [
+            Product("features", 2.0 * input_size * output_size, "features.weight"),
+            Product("features", 0.0, "feature_norm.weight"),
+            Product("rows", 0.0, "queries"),
+            Product("rows", square, "attention.query.weight"),
+            Product("features", square, "attention.key.weight"),
+            Product("features", square, "attention.value.weight"),
+            Product("features", per_pair),
+            Product("rows", square, "attention.output.weight"),
+            Product("rows", square, "output.weight"),
+        ]
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard."""
@@ -165,6 +181,21 @@ class ResamplerConfig(ProjectorConfig):
         layer = (num_features + 2 * seen) * input_size + 2 * seen * inner / tp
         layer += self.num_queries * (5 * input_size + (2 * inner + 2 * self.mlp_ratio * input_size) / tp)
         return self.depth * layer + self.num_queries * 2 * input_size
+
+    def products(self, *, input_size: int, output_size: int) -> list[Product]:
+        """Of each layer: maps of queries, and of features with queries, attention between them, and the MLP."""
+        inner = self.num_heads * self.head_dim
+        narrow, wide = 2.0 * input_size * inner, 2.0 * self.mlp_ratio * input_size**2
+        found = [Product("rows", 0.0, "queries")]
+        for number in range(self.depth):
+            attention = f"layers.{number}.attention."
+            found.append(Product("rows", narrow, f"{attention}query.weight"))
+            for name in ("key", "value"):
+                found += [Product(per, narrow, f"{attention}{name}.weight") for per in ("features", "rows")]
+            found += [Product(per, 4.0 * self.num_queries * inner) for per in ("features", "rows")]
+            found.append(Product("rows", narrow, f"{attention}output.weight"))
+            found += [Product("rows", wide, f"layers.{number}.linear_{part}.weight") for part in (1, 2)]
+        return [*found, Product("rows", 2.0 * input_size * output_size, "output.weight")]
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from loongforge.components.products import Product, layer_products
 from loongforge.components.projector.base import ProjectorConfig
 
 if TYPE_CHECKING:
@@ -71,6 +72,20 @@ class ViTLayerConfig(ProjectorConfig):
         """As of a ViT's layer, and around the map and the norm."""
         layer = 4 * input_size + (4 * input_size + 2 * self.inner_size(input_size)) / tp
         return num_features * (layer + input_size + 2 * output_size)
+
+    def products(self, *, input_size: int, output_size: int) -> list[Product]:
+        """Of the layer and the map."""
+        inner = self.inner_size(input_size)
+        layer = layer_products(
+            "decoder.layers.0.",
+            "features",
+            qkv=6.0 * input_size**2,
+            pairs="feature_pairs",
+            attention=4.0 * input_size,
+            proj=2.0 * input_size**2,
+            mlp=[Product("features", 2.0 * input_size * inner, f"mlp.linear_fc{number}.weight") for number in (1, 2)],
+        )
+        return [*layer, Product("features", 2.0 * input_size * output_size, "linear.weight")]
 
     def build(self, context: BuildContext, *, input_size: int, output_size: int) -> torch.nn.Module:
         """Makes this rank's shard."""

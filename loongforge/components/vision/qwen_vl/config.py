@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from loongforge.components.products import Product, layer_products
 from loongforge.components.vision.base import AnySizeVisionConfig
 
 if TYPE_CHECKING:
@@ -137,6 +138,25 @@ class QwenViTConfig(AnySizeVisionConfig):
         in_windows = windowed * 4.0 * self.hidden_size * (self.window_tokens * self.merge_size) ** 2
         linear = self.num_layers * layer + in_windows + 2.0 * self.hidden_size * self.pixel_row[0]
         return linear, (self.num_layers - windowed) * 4.0 * self.hidden_size
+
+    def products(self) -> list[Product]:
+        """Of patch embedding and layers."""
+        width, inner = self.hidden_size, self.mlp_hidden_size
+        found = [Product("patches", 2.0 * width * self.pixel_row[0], "patch_embedding")]
+        for number in range(self.num_layers):
+            found += layer_products(
+                f"decoder.layers.{number}.",
+                "patches",
+                qkv=6.0 * width**2,
+                pairs="patch_window_pairs" if self.is_windowed(number) else "patch_pairs",
+                attention=4.0 * width,
+                proj=2.0 * width**2,
+                mlp=[
+                    Product("patches", 2.0 * width * inner * (2 if self.gated else 1), "mlp.linear_fc1.weight"),
+                    Product("patches", 2.0 * width * inner, "mlp.linear_fc2.weight"),
+                ],
+            )
+        return found
 
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard."""

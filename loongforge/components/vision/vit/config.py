@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from loongforge.components.products import Product, layer_products
 from loongforge.components.vision.base import VisionConfig
 
 if TYPE_CHECKING:
@@ -201,6 +202,30 @@ class ViTConfig(VisionConfig):
         mlp = (3 if self.layer_kind.gated else 2) * self.hidden_size * self.mlp_hidden_size
         layer = 2.0 * (4 * self.hidden_size**2 + mlp) * self.num_tokens + 4.0 * self.num_tokens**2 * self.hidden_size
         return self.built_layers * layer + 2.0 * self.num_patches * self.hidden_size * 3 * self.patch_size**2
+
+    def products(self) -> list[Product]:
+        """Of patch embedding and layers."""
+        width, tokens = self.hidden_size, self.num_tokens
+        up = (2 if self.layer_kind.gated else 1) * self.mlp_hidden_size
+        found = [
+            Product("images", 2.0 * self.num_patches * width * 3 * self.patch_size**2, "patch_embedding.weight"),
+            *(Product("images", 0.0, name) for name in ("class_token", "position_embedding", "registers")),
+            Product("images", 0.0, "pre_norm.weight"),
+        ]
+        for number in range(self.built_layers):
+            found += layer_products(
+                f"decoder.layers.{number}.",
+                "images",
+                qkv=6.0 * tokens * width**2,
+                pairs="images",
+                attention=4.0 * tokens**2 * width,
+                proj=2.0 * tokens * width**2,
+                mlp=[
+                    Product("images", 2.0 * tokens * width * up, "mlp.linear_fc1.weight"),
+                    Product("images", 2.0 * tokens * width * self.mlp_hidden_size, "mlp.linear_fc2.weight"),
+                ],
+            )
+        return found
 
     def build(self, context: BuildContext) -> torch.nn.Module:
         """Makes this rank's shard."""
