@@ -213,5 +213,5 @@ class CachedStep:
 
 
 def _by_token(flags: torch.Tensor) -> torch.Tensor | None:
-    """`[B, T]` -> `[T, B, 1, 1]`; None where all are false, which costs the device one answer a step, not one a layer."""
+    """`[B, T]` -> `[T, B, 1, 1]`; None where all are false: one answer of the device a step, not one a layer."""
     return flags.T[..., None, None] if bool(flags.any()) else None
