@@ -182,6 +182,19 @@ def test_memory_that_runs_out_is_explained(run: Run, monkeypatch: pytest.MonkeyP
     assert "exp_avg of llm" in text and "OutOfMemoryError" in text and "vision.patch_embedding.weight" in text
 
 
+def test_objects_that_cannot_be_asked_do_not_hide_it() -> None:
+    import weakref
+
+    from loongforge.training.out_of_memory import _living
+
+    class Gone: ...
+
+    dead = weakref.proxy(Gone())  # of which already `isinstance` raises
+    mine = torch.zeros(3)
+    assert any(tensor is mine for _, tensor in _living())
+    del dead
+
+
 def test_other_errors_stay_what_they_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from loongforge.components.llm.llama.module import LlamaModel
 
