@@ -76,6 +76,15 @@ def test_a_slow_part_shows_in_its_phase(run: Run, monkeypatch: pytest.MonkeyPatc
     assert last["time/llm_backward"] < last["time/llm_forward"]
 
 
+def test_the_model_s_table_has_three_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    from loongforge.training.telemetry.console import Console
+
+    row = {"component": "llm", "type": "x", "layout": "tp1", "dtype": "fp32", "trains": "whole"}
+    console = Console(mode="plain", total_steps=1, every=1)
+    console.model([{**row, "params": 999_720, "flops_per_token": 999_400}])
+    assert capsys.readouterr().out.splitlines()[1].split()[-6:] == ["1", "M", "1", "M", "999", "k"]
+
+
 def test_a_table_of_phases_stands_at_the_end(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run("table")
     lines = capsys.readouterr().out.splitlines()
