@@ -134,7 +134,8 @@ def to_peft(
 
 
 def merged(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMap) -> dict[str, torch.Tensor]:
-    """Full tensors of a component without adapters: each weight with `alpha / rank * B A` added, summed in float32.
+    """Full tensors of a component without adapters: each weight with `alpha / rank * B A` added, in float32; a weight
+    without an adapter is as it was.
 
     Args:
         full: Full tensors of a component by global name.
@@ -148,5 +149,5 @@ def merged(full: Mapping[str, torch.Tensor], settings: LoraConfig, names: NameMa
             for _, a, b in _parts(weight, full, settings, names)
         ]
         scale = settings.alpha / settings.rank
-        found[weight] = (full[weight].float() + scale * names.find(weight)[0].join(changes)).to(full[weight].dtype)
+        found[weight] = full[weight].float() + scale * names.find(weight)[0].join(changes)
     return found

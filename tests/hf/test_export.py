@@ -155,3 +155,21 @@ def test_adapters_are_merged(tmp_path: Path, capsys: Any) -> None:
     moved = {name.split(".")[-2] for name, tensor in given.items() if not torch.equal(tensor, found[name])}
     assert moved == {"q_proj", "up_proj", "down_proj"}
     assert_close(losses(tmp_path / "run", data, capsys), their_losses(tmp_path / "out", data, False))
+
+
+def test_a_merge_is_rounded_once(tmp_path: Path, capsys: Any) -> None:
+    """A run in bf16 exported in fp32: its weights and adapters merged, not merged and rounded to bf16."""
+    make_folder(tmp_path / "given", "llama")
+    data, run = write_data(tmp_path, False), tmp_path / "run"
+    assert main(["components", "from-hf", str(tmp_path / "given")]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    lora = "model.llm.lora={rank: 4, alpha: 16, targets: [o_proj]}"
+    train(tmp_path / "mine.yaml", data, run, lora, "optimizer.lr=3e-2", "trainer.precision=bf16")
+    assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "out"), "--dtype", "fp32"]) == 0
+    assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "adapter"), "--adapter"]) == 0
+    given, found, adapter = (tensors_of(tmp_path / name) for name in ("given", "out", "adapter"))
+    name = "model.layers.1.self_attn.o_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{matrix}.weight"].float() for matrix in "AB")
+    whole = given[f"{name}.weight"].bfloat16().float() + 4 * b @ a
+    assert (found[f"{name}.weight"] - whole).abs().max() < 1e-6
+    assert b.abs().max() > 1e-3, "training has changed nothing"

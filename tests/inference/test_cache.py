@@ -10,6 +10,7 @@ import torch
 
 from loongforge.components.llm.llama import rope
 from loongforge.components.transformer import cache
+from loongforge.components.transformer.mlp import FeedForward
 from loongforge.inference.generation import Completion, Memory, Prompt, Settings, generate
 from loongforge.inference.rows import Rows
 from loongforge.model.assembly import build_model
@@ -71,6 +72,30 @@ def test_logits_equal_those_of_whole_sequences(name: str, groups: Any) -> None:
         theirs = logits[len(starts[row]) - 1 :]
         assert theirs.std() > 0.5
         assert torch.allclose(found[:, row], theirs, atol=1e-4), row
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@torch.no_grad()
+def test_new_tokens_run_through_their_own_experts_alone(
+    rows: int, groups: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, none = _runner(groups, "experts"), torch.zeros(0, 3, 32, 32)
+    starts = [[5, 6, 7, 8], [9, 10]][:rows]
+    rest = torch.randint(4, VOCAB, (rows, 20), generator=torch.Generator().manual_seed(4)).tolist()
+    expected = _anew(runner, [a + b for a, b in zip(starts, rest, strict=True)], none)
+    seen: list[int] = []
+
+    def counting(self: FeedForward, hidden: torch.Tensor) -> Any:
+        if self.is_expert:
+            seen.append(len(hidden))
+        return forward(self, hidden)
+
+    forward = FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", counting)
+    found = _cached(runner, starts, rest, none)
+    for row, logits in enumerate(expected):
+        assert torch.allclose(found[:, row], logits[len(starts[row]) - 1 :], atol=1e-4), row
+    assert min(seen) == 1, "an expert without rows was called"
 
 
 @pytest.mark.parametrize("starts", [[[5, 6, 7]], [[5, 6, 7], [8, 9]], [[5, 6, 7], list(range(20, 40))]], ids=len)

@@ -119,8 +119,16 @@ class ExpertFeedForward(MegatronModule):
 
     def _mix(self, tokens: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """`[T, H]`: each token's experts' outputs, weighted; under tensor parallelism this rank's part of the sum."""
+        if len(tokens) == 1 and self.ep_group.size() == 1 and not torch.is_grad_enabled():
+            return self._mix_of_one(tokens, weights, chosen)
         rows, order, counts = ops.moe_permute(tokens, chosen, self.sizes.number)
         return ops.moe_unpermute(self._exchange(rows, counts), order, weights)
+
+    def _mix_of_one(self, token: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """The same of a single token without gradients, where calls cost more than sums: its own experts alone."""
+        experts: Any = self.experts._modules
+        taken = [experts[str(number)].forward(token)[0] for number in chosen[0].tolist()]
+        return weights @ torch.cat(taken)
 
     def _exchange(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """What the experts make of rows `[n, H]`, which are in the order of experts, `counts` int64 `[E]` of each."""
@@ -138,10 +146,11 @@ class ExpertFeedForward(MegatronModule):
         return all_to_all(self.ep_group, done.index_select(0, order.argsort()), sent_to, got_from)
 
     def _run(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """Each of this rank's experts to its rows, also to none: every rank makes the same calls in its backward
-        pass, and every parameter has a gradient."""
-        parts = rows.split(counts)
-        return torch.cat([expert.forward(part)[0] for expert, part in zip(self.experts.values(), parts, strict=True)])
+        """Each of this rank's experts to its rows; with gradients also to none: every rank makes the same calls in its
+        backward pass, and every parameter has a gradient."""
+        every = torch.is_grad_enabled() or not len(rows)
+        pairs = zip(self.experts.values(), rows.split(counts), strict=True)
+        return torch.cat([expert.forward(part)[0] for expert, part in pairs if every or len(part)])
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
