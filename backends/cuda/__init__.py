@@ -39,6 +39,7 @@ _CAPABILITIES = {
 _PEAKS = {  # dense TFLOP/s by the name that the driver gives, from NVIDIA's data sheets
     "H200": {"bf16": 989e12, "fp32": 67e12},
     "H100 PCIe": {"bf16": 756e12, "fp32": 51e12},
+    "H100 NVL": {"bf16": 835e12, "fp32": 60e12},
     "H100": {"bf16": 989e12, "fp32": 67e12},
     "A100": {"bf16": 312e12, "fp32": 19.5e12},
     "A800": {"bf16": 312e12, "fp32": 19.5e12},

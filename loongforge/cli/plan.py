@@ -6,6 +6,7 @@ import json
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from loongforge.cli.parser import Parser, check_least
@@ -50,7 +51,17 @@ def run(argv: Sequence[str]) -> int:
     args = parser.parse(argv)
     check_least(args, world=1, tokens_per_sample=1, images_per_sample=0)
     config = recipe_args.load_recipe(args).config
+    _check_kernels(config)
     return (_search if args.search else _plan)(config, args)
+
+
+def _check_kernels(config: Config) -> None:
+    wanted = asdict(config.kernels)
+    if set(wanted.values()) != {"auto"}:
+        from loongforge.kernels.backend import installed
+        from loongforge.kernels.registry import check_known
+
+        check_known(wanted, installed().values())
 
 
 def _plan(config: Config, args: Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -114,6 +114,19 @@ def choose(provider: Provider, wanted: Mapping[str, str] | None = None, *, train
         candidates = sorted((impl for impl in everything if impl.op == op), key=lambda impl: -impl.priority)
         choices[op] = _choose(op, candidates, _wanted_for(op, wanted, candidates), refused, training)
     return Selection(provider.name, choices)
+
+
+def check_known(wanted: Mapping[str, str], providers: Iterable[Provider]) -> None:
+    """Checks what a recipe asks for where nothing is to run: some backend has to know the name.
+
+    Args:
+        wanted: As for `choose`.
+        providers: All backends that are installed.
+
+    Raises:
+        UserError: an unknown op or name.
+    """
+    _check_names(wanted, [*generic(), *(impl for provider in providers for impl in provider.kernels())])
 
 
 def _wanted_for(op: str, wanted: Mapping[str, str], candidates: Sequence[Impl]) -> str | None:

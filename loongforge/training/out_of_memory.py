@@ -115,7 +115,7 @@ def _states(setup: Setup) -> Named:
 def _living() -> Named:
     """Tensors that Python holds; what only autograd holds is not among them."""
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
+        if issubclass(type(thing), torch.Tensor):  # `isinstance` asks proxies, and those of what is gone raise
             yield "tensor", thing
 
 

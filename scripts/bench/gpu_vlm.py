@@ -9,9 +9,10 @@ to the host while they have their turns (not timed), and a pass of theirs that d
     python scripts/bench/gpu_vlm.py --size 1.5b                     a GPU with 80 GB
     python scripts/bench/gpu_vlm.py --size tiny --backend cpu       anywhere
 
-MFU: FLOPs of the model (loongforge/model/flops.py: of frozen parts only the forward pass; attention within documents;
-nothing for padding or recomputation) over time and the device's peak. `mfu` counts the output layer at all positions,
-as is usual, `mfu_labelled` only at those with a label, which is what the loss needs.
+MFU: FLOPs of the model as every training step of ours counts them (loongforge/model/work.py: gradients only where a
+frozen part needs them; attention within documents; nothing for padding or recomputation) over time and the device's
+peak. `mfu` counts the output layer at positions with a label, which is what the loss needs; `mfu_all_positions` at all,
+as is usual elsewhere.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from loongforge.components.vision.base import VisionConfig
 from loongforge.config.compose import compose
 from loongforge.config.schema import Config
 from loongforge.kernels.backend import Backend, select
-from loongforge.model.flops import image_tokens, training_factors, training_flops
+from loongforge.model.flops import image_tokens
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(vision="clip_vit_tiny", llm="qwen2_tiny", row=128, text=20, samples=12),
@@ -95,16 +96,17 @@ def rows_of(samples: Sequence[Any], length: int) -> list[list[Any]]:
 
 
 def flops_of(config: Config, samples: Sequence[Any]) -> tuple[float, float]:
-    """Of a step, with the output layer at all positions, and at those with a label."""
-    llm = config.model.llm
-    assert isinstance(llm, LLMConfig)
-    total, spared = 0.0, 0
-    for sample in samples:
-        length = len(sample)
-        parts = training_flops(config.model, tokens=length, images=len(sample.images), seq_len=length)
-        total += sum(parts.values())
-        spared += length - sample.label_tokens
-    return total, total - 2.0 * spared * llm.hidden_size * llm.vocab_size * training_factors(config.model)["llm"]
+    """Of a step, with the output layer at positions with a label, and at all."""
+    from rows import IMAGE_TOKEN, packed_batch
+
+    from loongforge.components.products import COUNTS
+    from loongforge.model.work import FlopCounter, count_work
+
+    batch, counter = packed_batch(samples), FlopCounter(config, {})
+    counts = dict(zip(COUNTS, count_work([batch], [batch.lengths], config.model, IMAGE_TOKEN), strict=True))
+    every = counts | {"labels": counts["tokens"]}
+    needed, usual = (sum(part.model for part in counter.step(one).values()) for one in (counts, every))
+    return needed, usual
 
 
 def make_sides(config: Config, args: argparse.Namespace, backend: Backend, steps: list[list[Any]]) -> dict[str, Any]:
@@ -180,15 +182,15 @@ def figures(
 ) -> dict[str, Any]:
     """Of each side, and ours over each of theirs block by block."""
     number = args.samples * args.steps
-    whole, labelled = (sum(parts) for parts in zip(*(flops_of(config, samples) for samples in steps), strict=True))
+    needed, usual = (sum(parts) for parts in zip(*(flops_of(config, samples) for samples in steps), strict=True))
     sides: dict[str, Any] = {}
     for name, seconds in times.items():
         middle = statistics.median(seconds)
         sides[name] = {
             "samples_per_s": number / middle,
-            "tflops": whole / middle / 1e12,
-            "mfu": whole / middle / peak if peak else None,
-            "mfu_labelled": labelled / middle / peak if peak else None,
+            "tflops": needed / middle / 1e12,
+            "mfu": needed / middle / peak if peak else None,
+            "mfu_all_positions": usual / middle / peak if peak else None,
         }
         if name != "ours":
             ratios = [theirs / mine for mine, theirs in zip(times["ours"], seconds, strict=True)]
@@ -251,7 +253,11 @@ def show(result: dict[str, Any]) -> None:
     """For people."""
     print("\n".join([*result["device"], f"versions: {result['versions']}", f"kernels: {result['kernels']}"]))
     for name, side in result["sides"].items():
-        mfu = "  not known" if side["mfu"] is None else f"{side['mfu']:6.1%} ({side['mfu_labelled']:.1%} labelled)"
+        mfu = (
+            "  not known"
+            if side["mfu"] is None
+            else f"{side['mfu']:6.1%} ({side['mfu_all_positions']:.1%} with all logits)"
+        )
         ratio = f"   ours is {side['ratio']['median']:.2f} times as fast" if "ratio" in side else ""
         print(f"{name:<40}{side['samples_per_s']:9.2f} samples/s   MFU {mfu}{ratio}")
     print(f"goals: MFU {GOAL['mfu']:.0%}, {GOAL['ratio']} times the fastest of theirs ({result['fastest_of_theirs']})")

@@ -222,6 +222,15 @@ def test_detection(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not CudaBackend().detect().usable  # those would be Kunlun's
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 NVL", 835e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H20", 0)],
+)
+def test_peaks_of_boards_with_like_names(name: str, peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+    assert (CudaBackend().peak_flops("bf16") or 0) == peak
+
+
 def test_memory_leaves_out_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5, 10))
     monkeypatch.setattr(torch.cuda, "memory_stats", dict)

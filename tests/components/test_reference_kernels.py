@@ -1,4 +1,5 @@
-"""All attention of encoders and projectors is the registry's: the reference gives the same, without torch's own."""
+"""Attention, norms and activations of encoders and projectors are the registry's: the reference gives the same,
+without torch's own."""
 
 from __future__ import annotations
 
@@ -15,24 +16,23 @@ from tests.components.conftest import BACKEND
 
 PAIRS = [
     *((vision, "mlp2x_gelu") for vision in ("qwen2_vit", "qwen2_5_vit")),
-    *(("clip_vit", projector) for projector in ("perceiver", "resampler", "vit")),
+    *(("clip_vit", projector) for projector in ("perceiver", "resampler", "vit", "pixel_shuffle_mlp", "patch_merger")),
 ]
 
 
 def _refused(*_: Any, **__: Any) -> None:
-    raise AssertionError("torch's attention was called beside the registry")
+    raise AssertionError("torch's own was called beside the registry")
 
 
 @pytest.mark.parametrize(("vision", "projector"), PAIRS)
-def test_attention_goes_through_the_registry(
-    vision: str, projector: str, groups: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ops_go_through_the_registry(vision: str, projector: str, groups: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from loongforge.training.verify.trial import Trial
 
     config = compose_one(vision, projector, next(iter(choices("llm"))))
     found = Trial(config, groups).run(range(2))
     config.kernels.all = "reference"
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", _refused)
+    for name in ("scaled_dot_product_attention", "layer_norm", "rms_norm", "gelu"):
+        monkeypatch.setattr(torch.nn.functional, name, _refused)
     with rebound(choose(BACKEND, asdict(config.kernels))):
         expected = Trial(config, groups).run(range(2))
     assert found.losses == pytest.approx(expected.losses, abs=1e-5)

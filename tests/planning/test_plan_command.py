@@ -137,6 +137,7 @@ def test_text_shows_who_holds_what(capsys: Capture) -> None:
         (["--search", "model.projector=null"], ["model.projector is missing"]),
         (["--tokens-per-sample", "100000"], ["more than the recipe's longest sample of 2048 tokens"]),
         (["--images-per-sample", "nan"], ["--images-per-sample nan must be at least 0"]),
+        (["kernels.attention=sdp"], ["kernels.attention='sdp' is not known", "Allowed: auto, ", "flash_attn"]),
     ],
 )
 def test_refusals_explain(argv: list[str], messages: list[str], capsys: Capture) -> None:
@@ -144,6 +145,10 @@ def test_refusals_explain(argv: list[str], messages: list[str], capsys: Capture)
     shown = capsys.readouterr()
     assert all(message in shown.err for message in messages), shown.err
     assert shown.out == ""
+
+
+def test_kernels_of_other_machines_may_be_planned(capsys: Capture) -> None:
+    _json(capsys, *LLAMA_3, "kernels.attention=flash_attn", "kernels.rms_norm=reference")
 
 
 def test_own_device(capsys: Capture, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from loongforge.kernels.backend import select
 from loongforge.model.flops import num_params
+from loongforge.parallel.session import joined_world
 from tests.support.bench import bench_script, run_bench
 
 
@@ -23,24 +25,34 @@ def test_gpu_vlm() -> None:
     assert result["device"] and "gpu_vlm.py --size tiny" in result["command"]
     for side in result["sides"].values():
         assert side["mfu"] == pytest.approx(side["tflops"] / 0.1)
-        assert 0 < side["mfu_labelled"] < side["mfu"]
+        assert 0 < side["mfu"] < side["mfu_all_positions"]
     ours = result["sides"]["ours"]["samples_per_s"]
     assert result["ratio"] == pytest.approx(ours / result["sides"][result["fastest_of_theirs"]]["samples_per_s"])
 
 
-def test_flops_of_a_benchmark_s_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A frozen encoder costs its forward pass; the output layer, where only labels count, three times its labels'."""
+@pytest.mark.parametrize("frozen", [[], ["vision"]])
+def test_flops_are_those_that_torch_counts(frozen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a step of ours, but for the masked half of attention."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     bench = bench_script("gpu_vlm", monkeypatch)
-    monkeypatch.setattr(sys, "argv", ["gpu_vlm.py", "--size", "tiny", "--samples", "1", "--steps", "1"])
-    args = bench.parse()
-    frozen = bench.make_config(args)
-    ((sample,),) = bench.draw_steps(frozen, args)
-    args.frozen = []
-    whole, labelled = bench.flops_of(frozen, [sample])
-    everything, _ = bench.flops_of(bench.make_config(args), [sample])
-    assert everything - whole == pytest.approx(2 * len(sample.images) * frozen.model.vision.flops())
-    spared = len(sample) - sample.label_tokens
-    assert whole - labelled == 3 * 2 * spared * frozen.model.llm.hidden_size * frozen.model.llm.vocab_size
+    given = ["--size", "tiny", "--samples", "2", "--steps", "1", "--precision", "fp32", "--frozen", *frozen]
+    monkeypatch.setattr(sys, "argv", ["gpu_vlm.py", *given])
+    args, backend = bench.parse(), select("cpu")
+    config = bench.make_config(args)
+    steps = bench.draw_steps(config, args)
+    needed, usual = bench.flops_of(config, steps[0])
+    with joined_world(backend):
+        ours = bench.make_sides(config, args, backend, steps)["ours"]
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as seen:
+            ours.step(0)
+    llm = config.model.llm
+    hidden = sum(len(sample) * (len(sample) - 1) // 2 for sample in steps[0])
+    masked = 3 * hidden * 4 * llm.num_heads * llm.head_size * llm.num_layers
+    assert needed + masked == pytest.approx(seen.get_total_flops(), rel=1e-9)
+    spared = sum(len(sample) - sample.label_tokens for sample in steps[0])
+    assert usual - needed == 3 * 2 * spared * llm.hidden_size * llm.vocab_size
 
 
 @pytest.mark.parametrize("size", ["tiny", "1b", "1.5b"])

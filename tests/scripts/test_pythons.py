@@ -70,6 +70,15 @@ def test_one_failed(tmp_path: Path, status: int) -> None:
     assert "passed:  Python 3.99" in ran.stdout
 
 
+def test_nothing_but_skipped_tests_is_no_pass(tmp_path: Path) -> None:
+    _stub(tmp_path / "py3.98" / "bin" / "python", "5 skipped in 0.10s")
+    _stub(tmp_path / "py3.99" / "bin" / "python")
+    ran = _run(tmp_path)
+    assert ran.returncode == 3
+    assert "SKIPPED, not tested: Python 3.98, torch 2.9.0: 5 skipped" in ran.stdout
+    assert "passed:  Python 3.99" in ran.stdout
+
+
 def test_skips_say_why(tmp_path: Path) -> None:
     _stub(tmp_path / "py3.98" / "bin" / "python", misfit=1)
     _stub(tmp_path / "bin" / "python3.98")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from loongforge.training.launcher import default_threads, reserved_port
+from tests.support.notes import without_notes
 
 _SUPPORT = Path(__file__).parents[1] / "support"
 _TIMEOUT_S = 60
@@ -32,12 +32,7 @@ def _finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         output, errors = process.communicate(timeout=_TIMEOUT_S)
     finally:
         process.kill()
-    return process.returncode, output, _without_warnings(errors)
-
-
-def _without_warnings(text: str) -> str:
-    """Torch for CUDA warns, with a time, where it finds CUDA's tools and no GPU."""
-    return re.sub(r"^W\d{4} [\d:.]+ \d+ torch/.*\n", "", text, flags=re.MULTILINE)
+    return process.returncode, output, without_notes(errors)
 
 
 def _wait_for(*files: Path) -> None:
@@ -58,7 +53,7 @@ def test_every_rank_has_a_log_and_rank_0_the_terminal(tmp_path: Path) -> None:
     code, output, errors = _finish(_start("succeed", 3, tmp_path))
     assert code == 0, errors
     assert output == "hello from rank 0 of 3, threads 1\n"
-    logs = [_without_warnings((tmp_path / f"rank_{rank}.log").read_text()) for rank in range(3)]
+    logs = [without_notes((tmp_path / f"rank_{rank}.log").read_text()) for rank in range(3)]
     assert logs == [f"hello from rank {rank} of 3, threads 1\n" for rank in range(3)]
 
 

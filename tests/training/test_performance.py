@@ -76,6 +76,15 @@ def test_a_slow_part_shows_in_its_phase(run: Run, monkeypatch: pytest.MonkeyPatc
     assert last["time/llm_backward"] < last["time/llm_forward"]
 
 
+def test_the_model_s_table_has_three_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    from loongforge.training.telemetry.console import Console
+
+    row = {"component": "llm", "type": "x", "layout": "tp1", "dtype": "fp32", "trains": "whole"}
+    console = Console(mode="plain", total_steps=1, every=1)
+    console.model([{**row, "params": 999_720, "flops_per_token": 999_400}])
+    assert capsys.readouterr().out.splitlines()[1].split()[-6:] == ["1", "M", "1", "M", "999", "k"]
+
+
 def test_a_table_of_phases_stands_at_the_end(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run("table")
     lines = capsys.readouterr().out.splitlines()
@@ -171,6 +180,19 @@ def test_memory_that_runs_out_is_explained(run: Run, monkeypatch: pytest.MonkeyP
     assert "Tried to allocate 20.00 GiB." in message and "more lines" not in message
     text = Path(message.split("largest tensors: ")[1].splitlines()[0]).read_text()
     assert "exp_avg of llm" in text and "OutOfMemoryError" in text and "vision.patch_embedding.weight" in text
+
+
+def test_objects_that_cannot_be_asked_do_not_hide_it() -> None:
+    import weakref
+
+    from loongforge.training.out_of_memory import _living
+
+    class Gone: ...
+
+    dead = weakref.proxy(Gone())  # of which already `isinstance` raises
+    mine = torch.zeros(3)
+    assert any(tensor is mine for _, tensor in _living())
+    del dead
 
 
 def test_other_errors_stay_what_they_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

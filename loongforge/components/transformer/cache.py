@@ -197,22 +197,21 @@ class CachedStep:
         return self._masks[window]
 
     @cached_property
-    def by_kind(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def by_kind(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """For attention that treats images apart.
 
         Returns:
             bool: text and images that each new token sees `[B, 1, T, L]`; whether it sees no image, and whether it is
-            one, `[T, B, 1, 1]`.
+            one, `[T, B, 1, 1]`, or None where no token does or is.
         """
         assert self.images is not None
         kinds = self.images[:, None, None]
         mask = self.mask()
-        visible = torch.ones_like(kinds) if mask is None else mask
-        text, images = visible & ~kinds, visible & kinds
+        text, images = (~kinds, kinds) if mask is None else (mask & ~kinds, mask & kinds)
         own = self.images.gather(1, self.slots) if not self.even else self.images[:, self.reach - self.tokens :]
         return text, images, _by_token(~images.any(-1)[:, 0]), _by_token(own)
 
 
-def _by_token(flags: torch.Tensor) -> torch.Tensor:
-    """`[B, T]` -> `[T, B, 1, 1]`."""
-    return flags.T[..., None, None]
+def _by_token(flags: torch.Tensor) -> torch.Tensor | None:
+    """`[B, T]` -> `[T, B, 1, 1]`; None where all are false: one answer of the device a step, not one a layer."""
+    return flags.T[..., None, None] if bool(flags.any()) else None

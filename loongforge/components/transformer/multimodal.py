@@ -128,9 +128,11 @@ def attend_cached(
         As `query`.
     """
     text, images, sees_none, is_image = step.by_kind
-    from_images = plain(query, keys, values, mask=images).masked_fill(sees_none, 0.0)
+    from_images = plain(query, keys, values, mask=images)
+    if sees_none is not None:
+        from_images = from_images.masked_fill(sees_none, 0.0)
     output = plain(query, keys, values, mask=text) + from_images
-    return torch.where(is_image, _for_heads(value, query.shape[2]), output)
+    return output if is_image is None else torch.where(is_image, _for_heads(value, query.shape[2]), output)
 
 
 def _for_heads(value: torch.Tensor, heads: int) -> torch.Tensor:

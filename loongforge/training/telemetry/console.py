@@ -27,7 +27,7 @@ _FIRST = 3  # steps that are always shown
 def _short(number: float) -> str:
     """1.86 M, 12.3 G ..."""
     for unit in ("", "k", "M", "G", "T"):
-        if abs(number) < 1000:
+        if abs(number) < 999.5:  # else three digits round up to 1e+03
             return f"{number:.3g}{' ' if unit else ''}{unit}"
         number /= 1000
     return f"{number:.3g} P"

@@ -10,7 +10,7 @@ from megatron.core.transformer.module import MegatronModule
 from loongforge.components.context import BuildContext
 from loongforge.components.projector.mlp.config import LinearConfig, MLP2xGELUConfig
 from loongforge.components.projector.mlp.pixel_shuffle import PixelShuffleMLPConfig
-from loongforge.components.transformer.layers import linear_config
+from loongforge.components.transformer.layers import LayerNorm, linear_config
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear, WholeLinear
 from loongforge.kernels import ops
 from loongforge.parallel.images import Shapes
@@ -58,7 +58,7 @@ class PixelShuffleMLPProjector(MLPProjector):
         width = config.stacked(input_size)
         super().__init__(config, context, input_size=width, output_size=output_size)
         self.factor = config.factor
-        self.norm = torch.nn.LayerNorm(width, eps=config.norm_eps, dtype=context.dtype)
+        self.norm = LayerNorm(width, eps=config.norm_eps, dtype=context.dtype)
 
     def forward(self, features: torch.Tensor, shapes: Shapes | None = None) -> torch.Tensor:
         """`[P, N, input_size]` -> `[P / factor^2, N, output_size]`; with shapes: `[features, input_size]` -> rows."""

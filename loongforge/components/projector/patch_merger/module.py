@@ -6,13 +6,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.module import MegatronModule
 
 from loongforge.components.context import BuildContext
 from loongforge.components.projector.patch_merger.config import PatchMergerConfig
 from loongforge.components.transformer.layers import TorchNorm, transformer_config
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear
+from loongforge.kernels import ops
 from loongforge.parallel.images import Shapes
 
 
@@ -50,7 +50,7 @@ class PatchMerger(MegatronModule):
         chosen = self.norm(features)[torch.from_numpy(order).to(features.device)]
         grouped = chosen.unflatten(0, (-1, self.merge**2)).transpose(1, 2).flatten(2)  # [F / merge^2, N, inner]
         hidden, _ = self.linear_1(grouped)
-        return self.linear_2(F.gelu(hidden))[0]
+        return self.linear_2(ops.gelu(hidden))[0]
 
 
 @lru_cache(maxsize=4096)

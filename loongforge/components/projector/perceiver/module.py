@@ -11,7 +11,7 @@ from loongforge.components.context import BuildContext
 from loongforge.components.projector.perceiver.config import PerceiverConfig
 from loongforge.components.projector.perceiver.positions import grid_positions, resized
 from loongforge.components.transformer.cross_attention import CrossAttention
-from loongforge.components.transformer.layers import linear_config
+from loongforge.components.transformer.layers import LayerNorm, linear_config
 from loongforge.components.transformer.linear import WholeLinear
 from loongforge.parallel.images import Shapes
 
@@ -27,7 +27,7 @@ class Perceiver(MegatronModule):
         width, dtype, heads = output_size, context.dtype, config.heads(output_size)
         self.queries = torch.nn.Parameter(torch.empty(config.num_queries, width, dtype=dtype))
         self.features = WholeLinear(input_size, width, bias=False, dtype=dtype)
-        norms = [torch.nn.LayerNorm(width, eps=config.norm_eps, dtype=dtype) for _ in range(3)]
+        norms = [LayerNorm(width, eps=config.norm_eps, dtype=dtype) for _ in range(3)]
         self.query_norm, self.feature_norm, self.post_norm = norms
         self.attention = CrossAttention(
             self.config, self.tp_group, width=width, heads=heads, head_dim=width // heads, bias=True

@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from loongforge.components.context import BuildContext
 from loongforge.components.projector.perceiver.config import ResamplerConfig
 from loongforge.components.transformer.cross_attention import CrossAttention
-from loongforge.components.transformer.layers import linear_config
+from loongforge.components.transformer.layers import LayerNorm, linear_config
 from loongforge.components.transformer.linear import ColumnLinear, RowLinear, WholeLinear
 
 
@@ -26,7 +26,7 @@ class ResamplerLayer(MegatronModule):
     ) -> None:
         super().__init__(config)
         self.tp_group = group
-        norms = [torch.nn.LayerNorm(width, eps=settings.norm_eps, dtype=config.params_dtype) for _ in range(3)]
+        norms = [LayerNorm(width, eps=settings.norm_eps, dtype=config.params_dtype) for _ in range(3)]
         self.feature_norm, self.query_norm, self.mlp_norm = norms
         heads = dict(heads=settings.num_heads, head_dim=settings.head_dim)
         self.attention = CrossAttention(config, group, width=width, bias=False, **heads)
@@ -68,7 +68,7 @@ class Resampler(MegatronModule):
         self.queries = torch.nn.Parameter(torch.empty(config.num_queries, input_size, dtype=dtype))
         layers = [ResamplerLayer(config, self.config, self.tp_group, input_size) for _ in range(config.depth)]
         self.layers = Layers(self.config, layers)
-        self.norm = torch.nn.LayerNorm(input_size, eps=config.norm_eps, dtype=dtype)
+        self.norm = LayerNorm(input_size, eps=config.norm_eps, dtype=dtype)
         self.output = WholeLinear(input_size, output_size, dtype=dtype)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

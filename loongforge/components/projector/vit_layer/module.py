@@ -7,7 +7,7 @@ from megatron.core.transformer.module import MegatronModule
 
 from loongforge.components.context import BuildContext
 from loongforge.components.projector.vit_layer.config import ViTLayerConfig
-from loongforge.components.transformer.layers import ACTIVATIONS, transformer_block, transformer_config
+from loongforge.components.transformer.layers import ACTIVATIONS, LayerNorm, transformer_block, transformer_config
 from loongforge.components.transformer.linear import WholeLinear
 
 
@@ -29,7 +29,7 @@ class ViTLayerProjector(MegatronModule):
         self.tp_group = context.groups.tp
         self.decoder = transformer_block(sizes, context, causal=False, final_norm=False)
         self.linear = WholeLinear(input_size, output_size, dtype=context.dtype)
-        self.norm = torch.nn.LayerNorm(output_size, eps=config.norm_eps, dtype=context.dtype)
+        self.norm = LayerNorm(output_size, eps=config.norm_eps, dtype=context.dtype)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[P, N, input_size]` -> `[P, N, output_size]`."""
