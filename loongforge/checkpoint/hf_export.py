@@ -112,7 +112,7 @@ class PartExport:
     def _written(self, bare: str, spellings: list[str], shape: tuple[int, ...], stored: torch.dtype) -> Entry:
         name, spelled = self.origin.tensors.get(bare, (spellings[0], ""))
         own = STORED.get(spelled, stored)
-        dtype = self.dtype or own if own.is_floating_point else own
+        dtype = (self.dtype or own) if own.is_floating_point else own
         same = self.origin.is_whole and name in spellings
         return Entry(name if same else spellings[0], tuple(shape), dtype)
 

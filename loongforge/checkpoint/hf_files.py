@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loongforge.checkpoint.families.processor_files import read_json
+from loongforge.checkpoint.json_file import read_json
 from loongforge.config.errors import UserError
 
 KEPT_FILES = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from loongforge.checkpoint.families.processor_files import read_json
+from loongforge.checkpoint.json_file import read_json
 from loongforge.config.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

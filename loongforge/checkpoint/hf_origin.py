@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.hf_checks import carried, tied_copies
 from loongforge.checkpoint.hf_files import KEPT_FILES
 from loongforge.checkpoint.hf_folder import DTYPES, STORED, HFFolder
 from loongforge.checkpoint.hf_import import HFImport
 from loongforge.checkpoint.hf_source import Finding
 from loongforge.checkpoint.hf_write import Entry, write_safetensors
+from loongforge.checkpoint.json_file import read_json
 
 FOLDER = "hf"
 

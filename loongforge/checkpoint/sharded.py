@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from loongforge.checkpoint.families.processor_files import read_json
+from loongforge.checkpoint.json_file import read_json
 from loongforge.checkpoint.tensor_table import as_metadata, load_safely, read_table, write_table
 from loongforge.config.errors import UserError
 

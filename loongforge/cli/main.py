@@ -69,16 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         return _dispatch([argument for argument in arguments if argument != "--debug"])
-    except UserError as error:
+    except (UserError, RunError) as error:
         if debug:
             traceback.print_exc()
         print(f"loongforge: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except RunError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"loongforge: {error}", file=sys.stderr)
-        return FAILED
+        return WRONG_INPUT if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
         print("loongforge: interrupted", file=sys.stderr)
         return INTERRUPTED

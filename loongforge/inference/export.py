@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from loongforge.checkpoint.families.base import ExportFacts, Family
-from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.families.registry import families, family_for
 from loongforge.checkpoint.hf_export import (
     CheckpointWeights,
@@ -31,6 +30,7 @@ from loongforge.checkpoint.hf_folder import HFFolder
 from loongforge.checkpoint.hf_import import import_whole
 from loongforge.checkpoint.hf_origin import FOLDER, Origin, read_origin, write_origin
 from loongforge.checkpoint.hf_write import parse_size, write_safetensors
+from loongforge.checkpoint.json_file import read_json
 from loongforge.checkpoint.lifecycle import resolve
 from loongforge.checkpoint.tensor_table import StoredTensors
 from loongforge.components.base import FamilyConfig

@@ -59,15 +59,16 @@ def learned_of(
     """
     stored = weights.shapes()
     owners = {key: _owners(key, names, modules) for key in stored if not is_adapter(key)}
-    whole = {module for key, found in owners.items() if trains(key, part) for module in found}
-    loose = [key for key, found in owners.items() if trains(key, part) and set(found) & {"", "model"}]
+    trained = {key: found for key, found in owners.items() if trains(key, part)}
+    loose = [key for key, found in trained.items() if set(found) & {"", "model"}]
     if loose:
         raise UserError(
             f"--adapter: model.{name} trained '{loose[0]}', a parameter of no module, which peft cannot take along; "
             f"without --adapter the export holds the whole model (a run with model.{name}.train=['!{loose[0]}'] keeps "
             "it as it is)"
         )
-    whole = {module for module in whole if not _inside(module, whole - {module})}
+    everything = {module for found in trained.values() for module in found}
+    whole = {module for module in everything if not _inside(module, everything - {module})}
     adapters, adapted, parameters = _adapters(part, names, weights, modules, described)
     kept = {key: value for key, value in adapters.items() if not _inside(key, whole)}
     tensors = dict(_whole(part, names, weights, owners, whole))

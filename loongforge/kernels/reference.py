@@ -126,13 +126,13 @@ def linear_cross_entropy(
     vocab_size: int | None = None,
 ) -> torch.Tensor:
     """See `ops.linear_cross_entropy`. Holds all logits, and their gradient."""
-    divided = group is not None and group.size() > 1
-    logits = F.linear(copy_to_ranks(hidden, group) if divided and group is not None else hidden, weight)
+    group = group if group is not None and group.size() > 1 else None
+    logits = F.linear(hidden if group is None else copy_to_ranks(hidden, group), weight)
     if (real := real_rows(weight, vocab_size, group)) < len(weight):
         logits = logits.masked_fill(torch.arange(len(weight), device=weight.device) >= real, -torch.inf)
-    if divided and group is not None:
-        return vocab_parallel_losses(logits, targets, group)
-    return F.cross_entropy(wide(logits), targets, reduction="none")
+    if group is None:
+        return F.cross_entropy(wide(logits), targets, reduction="none")
+    return vocab_parallel_losses(logits, targets, group)
 
 
 def moe_permute(

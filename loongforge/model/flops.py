@@ -67,10 +67,3 @@ def training_factors(model: ModelConfig) -> dict[str, int]:
             something_trains = something_trains or component.trains
             factors[name] = 1 + component.trains_whole + something_trains
     return factors
-
-
-def training_flops(model: ModelConfig, *, tokens: float, images: float, seq_len: int) -> dict[str, float]:
-    """FLOPs of forward and backward pass of each component; arguments as in `forward_flops`."""
-    forward = forward_flops(model, tokens=tokens, images=images, seq_len=seq_len)
-    factors = training_factors(model)
-    return {name: flops * factors[name] for name, flops in forward.items()}

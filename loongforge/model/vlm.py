@@ -128,7 +128,7 @@ class VisionLanguageModel(MegatronModule):
             group = self.llm.cp_group
             positions = torch.from_numpy(context_positions(length, group.rank(), group.size())).to(device)
         axes = self._axes(batch, cache)
-        lengths = batch.lengths if cache is None else None
+        lengths = batch.lengths if cache is None and self.routers is not None else None  # routers alone ask
         places = dict(axes=axes, is_image=is_image, lengths=lengths, step=step)
         return SequenceView(positions, length, batch.cu_seqlens, **places)  # type: ignore[arg-type]
 

@@ -88,7 +88,7 @@ def _changes(config: Config, layout: Layout, *, whole_logits: bool, bf16: bool) 
         if changed is not config:
             yield str(setting), changed
     for axis in ("tp", "pp"):
-        size = 2 * (getattr(layout.llm, axis))
+        size = 2 * getattr(layout.llm, axis)
         found = copy(config)
         parallel = replace(config.model.llm.parallel, **{axis: size, "dp": None})
         found.model = replace(config.model, llm=replace(config.model.llm, parallel=parallel))

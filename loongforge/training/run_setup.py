@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from loongforge import __version__
 from loongforge.checkpoint import rng
-from loongforge.checkpoint.families.processor_files import read_json
 from loongforge.checkpoint.families.registry import family_for
 from loongforge.checkpoint.hf_origin import FOLDER
+from loongforge.checkpoint.json_file import read_json
 from loongforge.checkpoint.lifecycle import Checkpoint, CheckpointStore, resolve
 from loongforge.checkpoint.sharded import write_state
 from loongforge.components.llm.base import LLMConfig

@@ -87,14 +87,6 @@ def draw_steps(config: Config, args: argparse.Namespace) -> list[list[Any]]:
     return [[one() for _ in range(args.samples)] for _ in range(args.steps)]
 
 
-def rows_of(samples: Sequence[Any], length: int) -> list[list[Any]]:
-    """As few rows of at most `length` as the packer finds."""
-    from loongforge.data.balance import pack
-
-    bins = pack(np.array([len(sample) for sample in samples]), length)
-    return [[s for s, b in zip(samples, bins, strict=True) if b == number] for number in range(bins.max() + 1)]
-
-
 def flops_of(config: Config, samples: Sequence[Any]) -> tuple[float, float]:
     """Of a step, with the output layer at positions with a label, and at all."""
     from rows import IMAGE_TOKEN, packed_batch
@@ -112,6 +104,7 @@ def flops_of(config: Config, samples: Sequence[Any]) -> tuple[float, float]:
 def make_sides(config: Config, args: argparse.Namespace, backend: Backend, steps: list[list[Any]]) -> dict[str, Any]:
     """By name; ours first."""
     import torch
+    from rows import rows_of
     from vlm_sides import OurSide, PlainSide, attention_kinds, plain_model, save_model
 
     from loongforge.parallel.groups import make_groups

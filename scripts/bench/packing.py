@@ -26,10 +26,9 @@ from engine_cost import BACKEND, SIZES, Ours, Plain, make_config  # activates th
 
 import torch  # isort: skip
 from hf_trainer import Collate, TrainerSide  # isort: skip
-from rows import Sample, draw_sample, packed_batch, packed_inputs, padded_inputs  # isort: skip
+from rows import Sample, draw_sample, packed_batch, packed_inputs, padded_inputs, rows_of  # isort: skip
 import torch.distributed as dist  # isort: skip
 
-from loongforge.data.balance import pack  # isort: skip
 from loongforge.data.batch import IGNORE  # isort: skip
 from loongforge.parallel.groups import make_groups  # isort: skip
 from loongforge.parallel.layout import Layout  # isort: skip
@@ -68,9 +67,7 @@ class Theirs(Plain):
 
 def packed(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
     """Rows of 512."""
-    bins = pack(np.array([len(sample) for sample in samples]), ROW)
-    members = [[s for s, b in zip(samples, bins, strict=True) if b == number] for number in range(bins.max() + 1)]
-    return packed_inputs(members, ROW)
+    return packed_inputs(rows_of(samples, ROW), ROW)
 
 
 def timed(step: Callable[[list[Sample]], None], steps: Sequence[list[Sample]]) -> float:

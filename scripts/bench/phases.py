@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from engine_cost import BACKEND, SIZES, make_batches, make_config  # activates the backend
+from rows import IMAGE_TOKEN
 
 from loongforge.data.batch import IGNORE, Batch
 from loongforge.kernels.phases import PhaseClock
@@ -29,7 +30,6 @@ from loongforge.parallel.session import joined_world
 from loongforge.training.optimizer import Optimizers
 from loongforge.training.step_times import mean_over_ranks, with_rest
 
-IMAGE_TOKEN = 3
 REPEATS = 2000
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from loongforge.data.balance import pack
 from loongforge.data.batch import IGNORE, Batch
 
 IMAGE_TOKEN = 3
@@ -56,6 +57,12 @@ def draw_sample(
     labels = np.full(len(tokens), IGNORE)
     labels[-1 - answer : -1] = tokens[-answer:]
     return Sample(tokens, labels, draw.standard_normal((images, 3, image_size, image_size), np.float32))
+
+
+def rows_of(samples: Sequence[Sample], length: int) -> list[list[Sample]]:
+    """As few rows of at most `length` as the packer finds."""
+    bins = pack(np.array([len(sample) for sample in samples]), length)
+    return [[s for s, b in zip(samples, bins, strict=True) if b == number] for number in range(bins.max() + 1)]
 
 
 def joined(samples: Sequence[Sample], length: int) -> Row:

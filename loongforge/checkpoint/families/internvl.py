@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 from loongforge.checkpoint.families.base import ExportFacts, Family, Prefixes, has_output_layer
 from loongforge.checkpoint.families.processor_files import (
+    common_settings,
     image_processor_settings,
-    read_json,
     token_text,
     with_sections,
 )
+from loongforge.checkpoint.json_file import read_json
 from loongforge.components.base import FamilyConfig
 from loongforge.components.hf_settings import HFSettings
 from loongforge.components.llm.base import LLMConfig
@@ -124,14 +125,7 @@ class InternVL(Family):
             "crop_to_patches": True,
             "min_patches": 1,
             "max_patches": facts.max_tiles,
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "resample": 3,
-            "rescale_factor": 1 / 255,
-            "image_mean": list(vision.image_mean),
-            "image_std": list(vision.image_std),
+            **common_settings(vision),
         }
         processor = {"processor_class": "InternVLProcessor", "image_seq_length": facts.num_image_tokens}
         return {"preprocessor_config.json": images, "processor_config.json": {**processor, "image_processor": images}}

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loongforge.checkpoint.json_file import read_json
 from loongforge.components.vision.base import VisionConfig
 from loongforge.config.errors import UserError
 
-_BICUBIC = 3
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: the file is not there or holds something else.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return found
+BICUBIC = 3
+"""`resample`, of Pillow."""
 
 
 def image_processor_settings(folder: Path) -> dict[str, Any]:
@@ -90,33 +76,43 @@ def image_settings(folder: Path) -> dict[str, Any]:
     found = image_processor_settings(folder)
     if not found:
         return {}
-    _require(found, folder, "resample", _BICUBIC)
-    _require(found, folder, "do_resize", True)
-    _require(found, folder, "do_normalize", True)
+    require_setting(found, folder, "resample", BICUBIC)
+    require_setting(found, folder, "do_resize", True)
+    require_setting(found, folder, "do_normalize", True)
     keys = {f"image_{key}": list(found[f"image_{key}"]) for key in ("mean", "std") if f"image_{key}" in found}
     size = found.get("size", {})
     crops = isinstance(size, int) or "shortest_edge" in size
     return {**keys, "image_resize": "crop" if crops else "stretch"}
 
 
-def _require(found: Mapping[str, Any], folder: Path, key: str, value: Any) -> None:
+def require_setting(found: Mapping[str, Any], folder: Path, key: str, value: Any, *, kind: str = "image") -> None:
+    """A setting of the `kind` processor has a value, or is not there.
+
+    Raises:
+        UserError: it has another value, which is not covered.
+    """
     if found.get(key, value) != value:
-        raise UserError(f"{folder}: the image processor has {key}={found[key]!r}; covered: {value!r}")
+        raise UserError(f"{folder}: the {kind} processor has {key}={found[key]!r}; covered: {value!r}")
+
+
+def common_settings(vision: VisionConfig) -> dict[str, Any]:
+    """What the processors of all families are told: every step is taken, with the encoder's mean and deviation."""
+    return {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "resample": BICUBIC,
+        "rescale_factor": 1 / 255,
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+    }
 
 
 def clip_image_processor(vision: VisionConfig) -> dict[str, Any]:
     """`preprocessor_config.json` of a fixed-resolution encoder: CLIP's processing, or SigLIP's."""
     edge = vision.image_size
-    common = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "resample": _BICUBIC,
-        "rescale_factor": 1 / 255,
-        "image_mean": list(vision.image_mean),
-        "image_std": list(vision.image_std),
-    }
+    common = common_settings(vision)
     whole = {"height": edge, "width": edge}
     if vision.image_resize == "stretch":
         return {"image_processor_type": "SiglipImageProcessor", "size": whole, **common}

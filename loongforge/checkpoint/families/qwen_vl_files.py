@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from loongforge.checkpoint.families.processor_files import (
+    BICUBIC,
+    common_settings,
     image_processor_settings,
+    require_setting,
     video_processor_settings,
     with_sections,
 )
 from loongforge.components.vision.qwen_vl.config import QwenViTConfig
-from loongforge.config.errors import UserError
 
 # of transformers, where a file says nothing
 _IMAGE_LIMITS = 56 * 56, 28 * 28 * 1280
@@ -29,9 +31,8 @@ def processor_settings(folder: Path, vision: QwenViTConfig) -> dict[str, Any]:
     same = {"patch_size": vision.patch_size, "merge_size": vision.merge_size}
     same["temporal_patch_size"] = vision.temporal_patch_size
     for kind, settings in (("image", found), ("video", video)):
-        for key, value in {**same, "resample": 3, "do_resize": True, "do_normalize": True}.items():
-            if settings.get(key, value) != value:
-                raise UserError(f"{folder}: the {kind} processor has {key}={settings[key]!r}; covered: {value!r}")
+        for key, value in {**same, "resample": BICUBIC, "do_resize": True, "do_normalize": True}.items():
+            require_setting(settings, folder, key, value, kind=kind)
     keys: dict[str, Any] = {key: list(found[key]) for key in ("image_mean", "image_std") if key in found}
     least, most = _limits(found, _IMAGE_LIMITS)
     least_video, most_video = _limits(video, _VIDEO_LIMITS)
@@ -77,14 +78,7 @@ def _recipe_limits(vision: QwenViTConfig) -> tuple[tuple[int, int], tuple[int, i
 def processor_files(vision: QwenViTConfig, processor_class: str) -> dict[str, Any]:
     """The files, by name."""
     common = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "image_mean": list(vision.image_mean),
-        "image_std": list(vision.image_std),
+        **common_settings(vision),
         "patch_size": vision.patch_size,
         "merge_size": vision.merge_size,
         "temporal_patch_size": vision.temporal_patch_size,
