@@ -64,7 +64,7 @@ def index_positions(pattern: str, key: str, *, index_dir: str | None, workers: i
     for file in files:
         if kind != "tables" and spans_path(file, index_dir) is None:
             raise UserError(f"{file} is not on this machine; {_ELSEWHERE}")
-    with worker_map(min(workers, len(files)), files, _nothing) as run:
+    with worker_map(min(workers, len(files)), _nothing) as run:
         for _ in run(_index_file, [(kind, file, index_dir) for file in files]):
             pass
     return len(files)
@@ -111,12 +111,11 @@ class MetadataIndexer:
         reports = [Indexed(source.name, len(source.parts)) for source in self.sources]
         everything = [(number, part) for number, source in enumerate(self.sources) for part in range(len(source.parts))]
         jobs = everything if anew else self._missing(reports)
-        files = [self.sources[number].parts[part].path for number, part in jobs]
         paths = [self._path(number, part) for number, part in jobs]
         for path in {path.parent: path for path in paths}.values():
             _writing(path, check_writable, path)
         with (
-            worker_map(workers if jobs else 1, files, _start, self.sources, self.processor, self.decode) as run,
+            worker_map(workers if jobs else 1, _start, self.sources, self.processor, self.decode) as run,
             watch(sum(_size(self.sources[number], part) for number, part in jobs)) as advance,
         ):
             for number, part, columns in self._measured(jobs, run, advance):

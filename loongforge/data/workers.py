@@ -5,15 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from typing import Any
-
-from loongforge.data.sources.files import is_url
 
 _AHEAD = 4  # tasks of each worker that are under way, so that results wait in memory for none but these
 
@@ -27,21 +25,22 @@ def default_workers() -> int:
 
 
 @contextmanager
-def worker_map(workers: int, files: Sequence[str], start: Callable[..., None], *arguments: Any) -> Iterator[Run]:
+def worker_map(workers: int, start: Callable[..., None], *arguments: Any) -> Iterator[Run]:
     """A `map` over processes that gives results in order; over none but this one for a single worker.
 
     Args:
         workers: processes.
-        files: what they read.
-        start: called first in each process, with `arguments`.
+        start: called first in each process, with `arguments`, which are pickled.
+
+    Raises:
+        RuntimeError: a process died.
     """
     if workers <= 1:
         start(*arguments)
         yield map
         return
-    # clients of remote stores do not survive a fork; without them it spares every worker its imports
-    method = "fork" if sys.platform == "linux" and not any(is_url(file) for file in files) else "spawn"
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _begin, (start, *arguments))
+    before = multiprocessing.active_children()
+    executor = ProcessPoolExecutor(workers, _context(start), _begin, (start, *arguments))
 
     def run(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         waiting: deque[Future[Any]] = deque()
@@ -53,12 +52,27 @@ def worker_map(workers: int, files: Sequence[str], start: Callable[..., None], *
             yield waiting.popleft().result()
 
     try:
-        executor.submit(_nothing).result()  # forks now, before a progress bar starts its thread
         yield run
-    except BrokenProcessPool as error:
-        raise RuntimeError("a process that read samples died (out of memory?); --workers 1 shows where") from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    except BaseException as error:  # Ctrl-C too: nobody waits for what is under way
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()).difference(before):
+            process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise RuntimeError("a process that read samples died (out of memory?); --workers 1 shows where") from error
+        raise
+    executor.shutdown()
+
+
+def _context(start: Callable[..., None]) -> BaseContext:
+    """Not `fork`: a process with threads (torch's, a data format's) would pass on locks that nobody opens any more.
+
+    Workers are forks of a server without threads, which has imported what they need, where the system has such.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([start.__module__])
+    return context
 
 
 def _begin(start: Callable[..., None], *arguments: Any) -> None:
@@ -66,7 +80,3 @@ def _begin(start: Callable[..., None], *arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     start(*arguments)
-
-
-def _nothing() -> None:
-    pass

@@ -65,7 +65,6 @@ class Inspector:
 
     def __init__(self, sources: Sequence[Source], processor: SampleProcessor):
         self._fetcher = SampleFetcher(sources, processor)
-        self.files = [part.path for source in sources for part in source.parts]
         """What the samples are read from."""
         self._processor = processor
         self._rules = ContentRules(processor)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 
 import numpy as np
 
 from loongforge.data.check.inspector import Facts, Inspector
+from loongforge.data.processing import SampleProcessor
+from loongforge.data.sources import Source
 from loongforge.data.workers import worker_map
 
 CHUNK = 64
@@ -21,12 +22,18 @@ _inspectors: Sequence[Inspector] = ()
 
 
 def inspect_all(
-    inspectors: Sequence[Inspector], places: Sequence[np.ndarray], *, workers: int, watch: Watch
+    sets: Sequence[Sequence[Source]],
+    processor: SampleProcessor,
+    places: Sequence[np.ndarray],
+    *,
+    workers: int,
+    watch: Watch,
 ) -> Iterator[tuple[int, Facts]]:
     """(number of a set, facts of some of its places), in order.
 
     Args:
-        inspectors: Of each set.
+        sets: Sources of each set.
+        processor: The run's.
         places: int [n, 2] of each set, (source, index).
         workers: Processes; 1: this one.
         watch: Shows how far it is.
@@ -40,19 +47,15 @@ def inspect_all(
         for first in range(0, len(part), CHUNK)
     ]
     workers = min(workers, max(1, len(tasks)))
-    files = [file for inspector in inspectors for file in inspector.files]
-    with worker_map(workers, files, _begin, inspectors) as run, watch(sum(map(len, places))) as advance:
-        try:
-            for number, facts in run(_inspect, tasks):
-                advance(len(facts.tokens))
-                yield number, facts
-        except BrokenProcessPool as error:
-            raise RuntimeError("a process that read samples died (out of memory?); --workers 1 shows where") from error
+    with worker_map(workers, _begin, sets, processor) as run, watch(sum(map(len, places))) as advance:
+        for number, facts in run(_inspect, tasks):
+            advance(len(facts.tokens))
+            yield number, facts
 
 
-def _begin(inspectors: Sequence[Inspector]) -> None:
+def _begin(sets: Sequence[Sequence[Source]], processor: SampleProcessor) -> None:
     global _inspectors
-    _inspectors = inspectors
+    _inspectors = [Inspector(sources, processor) for sources in sets]
 
 
 def _inspect(task: tuple[int, np.ndarray]) -> tuple[int, Facts]:

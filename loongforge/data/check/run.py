@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from loongforge.config.schema import SourceConfig
-from loongforge.data.check.inspector import Facts, Found, Inspector
+from loongforge.data.check.inspector import Facts, Found
 from loongforge.data.check.kinds import ERRORS, WARNINGS
 from loongforge.data.check.opening import Opened, open_whole_or_parts
 from loongforge.data.check.parallel import Watch, inspect_all
@@ -118,9 +118,8 @@ def check(
         for source, file, why in one.opened.broken:
             ledger.add(one.name, Found("unreadable_source", Location(source, file, "-"), "", why))
     parts: list[list[Facts]] = [[Facts.empty(0)] for _ in sets]
-    inspectors = [Inspector(one.opened.sources, processor) for one in sets]
-    places = [one.places for one in sets]
-    for number, facts in inspect_all(inspectors, places, workers=workers, watch=watch):
+    sources, places = [one.opened.sources for one in sets], [one.places for one in sets]
+    for number, facts in inspect_all(sources, processor, places, workers=workers, watch=watch):
         for found in facts.found:
             ledger.add(sets[number].name, found)
         facts.found = []

@@ -49,9 +49,8 @@ def measuring(
     sources: Sequence[Source], processor: SampleProcessor, *, index_dir: str | None, workers: int
 ) -> Iterator[Measuring]:
     """Starts worker processes."""
-    files = [part.path for source in sources for part in source.parts]
     table = MetadataTable(sources, processor, decode=True, index_dir=index_dir)
-    with worker_map(workers, files, _start, sources, processor) as run:
+    with worker_map(workers, _start, sources, processor) as run:
         yield Measuring(table, run)
 
 
