@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 # Before any import of torch or transformers, here and in every process that a test starts.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,6 +19,21 @@ from tests.support.ranks import RankPool
 
 settings.register_profile("any machine", deadline=None)  # a busy one is no fault of the code
 settings.load_profile("any machine")
+
+
+LONG_FILES = [
+    *("parallel/test_layout_matrix.py", "docs/test_commands.py", "scripts/test_bench.py", "training/test_resume.py"),
+    *("parallel/test_training_parity.py", "parallel/test_expert_parity.py", "parallel/test_resharding.py"),
+    *("hf/test_parity.py", "training/test_packing.py", "cluster/test_launch.py", "training/test_trainer.py"),
+    *("training/conformance/test_stages.py", "emul/test_runs.py", "training/test_layouts.py"),
+]
+"""Those that take minutes, longest first: one that began last would keep a single worker busy at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the others as they come."""
+    ranks = {str(Path(__file__).parent / name): rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: ranks.get(str(item.path), len(ranks)))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ Trains the recipe llava_sft with an encoder that costs about as much as its LLM,
 sets the measured step times beside those that `loongforge plan` predicts for this machine. The layouts take turns, so
 that a busy machine slows all. Then the same four are predicted for a 7 B model on 8 GPUs.
 
-    python scripts/bench/layouts.py [--steps 12] [--rounds 3] [--json]
+    python scripts/bench/layouts.py [--steps 12] [--rounds 3] [--samples 32] [--json]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from command import run, train
 
 NPROC = 4
 SIZES = [
-    *("+recipe=llava_sft", f"launcher.nproc={NPROC}", "trainer.threads=1", "trainer.global_batch_size=32"),
+    *("+recipe=llava_sft", f"launcher.nproc={NPROC}", "trainer.threads=1"),
     *("trainer.micro_batch_size=2", "trainer.eval_samples=8", "trainer.sanity_samples=0", "trainer.generate_samples=0"),
     *(
         "model.vision.patch_size=4",
@@ -58,7 +58,7 @@ _LARGE_DEVICE = ["--world", "8", "--device", "a800", "--images-per-sample", "3.2
 
 def measure(folder: Path, overrides: list[str], steps: int) -> tuple[float, float]:
     """Median seconds of a step, and mean tokens of a sample."""
-    records = train(folder / "run", [*SIZES, *overrides, f"data.dir={folder / 'data'}"], steps)
+    records = train(folder / "run", [*overrides, f"data.dir={folder / 'data'}"], steps)
     seconds = statistics.median(record["step_time_s"] for record in records)
     return seconds, statistics.mean(record["tokens"] / record["samples"] for record in records)
 
@@ -68,16 +68,17 @@ def predicted(sizes: list[str], overrides: list[str], *options: str) -> float:
     return float(json.loads(run("plan", *sizes, *overrides, *options, "--json"))["step"]["seconds"])
 
 
-def measured_layouts(steps: int, rounds: int) -> dict[str, Any]:
+def measured_layouts(steps: int, rounds: int, samples: int) -> dict[str, Any]:
     """Measured and predicted step times of the small recipe, by layout."""
     times: dict[str, list[float]] = {name: [] for name in LAYOUTS}
+    sizes = [*SIZES, f"trainer.global_batch_size={samples}"]
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             for name, overrides in LAYOUTS.items():
-                seconds, tokens = measure(Path(folder), overrides, steps)
+                seconds, tokens = measure(Path(folder), [*sizes, *overrides], steps)
                 times[name].append(seconds)
     mean = ["--tokens-per-sample", str(round(tokens))]
-    model = {name: predicted(SIZES, overrides, *mean) for name, overrides in LAYOUTS.items()}
+    model = {name: predicted(sizes, overrides, *mean) for name, overrides in LAYOUTS.items()}
     first_time, first_model = statistics.median(times["uniform"]), model["uniform"]
     return {
         name: {
@@ -96,9 +97,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12, help="measured steps of each run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each layout")
+    parser.add_argument("--samples", type=int, default=32, help="of a step")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    small = measured_layouts(args.steps, args.rounds)
+    small = measured_layouts(args.steps, args.rounds, args.samples)
     large = {name: predicted(LARGE, overrides, *_LARGE_DEVICE) for name, overrides in LARGE_LAYOUTS.items()}
     if args.json:
         print(json.dumps({"small": small, "large_predicted_s": large}))

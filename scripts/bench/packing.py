@@ -5,7 +5,7 @@ lengths, at most 256 tokens. Ours: documents of one row, attended to one by one.
 rows of 512 with positions that restart, which transformers masks densely. The Trainer is transformers' own, on the same
 samples. All make their batches while they train, in alternating blocks of one run.
 
-    python scripts/bench/packing.py [--processes 1|2] [--threads 4] [--blocks 6] [--steps 5] [--json]
+    python scripts/bench/packing.py [--processes 1|2] [--threads 4] [--blocks 6] [--steps 5] [--samples 16] [--json]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from loongforge.parallel.groups import make_groups  # isort: skip
 from loongforge.parallel.layout import Layout  # isort: skip
 from loongforge.parallel.session import joined_world  # isort: skip
 
-SAMPLES, IMAGE_TOKENS, LONGEST, ROW = 16, 64, 256, 512
+IMAGE_TOKENS, LONGEST, ROW = 64, 256, 512
 
 
 def sample(draw: np.random.Generator, vocab_size: int, image_size: int) -> Sample:
@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     vision: Any = config.model.vision
     rank, world = dist.get_rank(), dist.get_world_size()
     draw = np.random.default_rng(rank)
-    share = SAMPLES // world
+    share = args.samples // world
     steps = [
         [sample(draw, sizes["llm"]["vocab_size"], vision.image_size) for _ in range(share)] for _ in range(args.steps)
     ]
@@ -112,7 +112,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if block:  # the first warms up
                 times[name].append(taken)
     timed_steps = args.steps - 1
-    rates = {name: SAMPLES * timed_steps / statistics.median(values) for name, values in times.items()}
+    rates = {name: args.samples * timed_steps / statistics.median(values) for name, values in times.items()}
     ratios = {
         name: statistics.median(theirs / mine for mine, theirs in zip(times["ours"], times[name], strict=True))
         for name in sides
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=4, help="of all processes together")
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--steps", type=int, default=5, help="of a block; the first is not timed")
+    parser.add_argument("--samples", type=int, default=16, help="of a step")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.processes > 1 and "RANK" not in os.environ:

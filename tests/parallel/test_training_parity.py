@@ -16,7 +16,7 @@ from tests.support.ranks import RankPool
 from tests.support.tiny import tiny_config
 
 Pools = Callable[[int], RankPool]
-STEPS = 12
+STEPS = 8
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG_FILES
 from tests.repo.files import REPO, python_files, repo_files, source_modules
 
 _MAX_FILE, _MAX_FUNCTION = 400, 80
@@ -101,3 +102,7 @@ def _imports(file: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     return names
+
+
+def test_long_files_exist() -> None:
+    assert [name for name in LONG_FILES if not (REPO / "tests" / name).is_file()] == []

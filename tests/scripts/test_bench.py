@@ -34,7 +34,7 @@ def test_generation() -> None:
 
 
 def test_layouts() -> None:
-    options = ["--steps", "1", "--rounds", "1"]
+    options = ["--steps", "1", "--rounds", "1", "--samples", "8"]
     result = run_bench("layouts", *options)
     assert list(result["small"]) == ["uniform", "heterogeneous", "full heterogeneous", "decoupled"]
     assert all(one["measured_s"] > 0 and one["predicted_s"] > 0 for one in result["small"].values())
@@ -57,7 +57,7 @@ def test_balance() -> None:
 
 
 def test_packing() -> None:
-    options = ["--steps", "2", "--blocks", "1", "--threads", "1"]
+    options = ["--steps", "2", "--blocks", "1", "--samples", "4", "--threads", "1"]
     sides = {f"{tool}, {rows}" for tool in ("loop", "Trainer") for rows in ("padded", "packed")}
     assert set(run_bench("packing", *options)["ratio"]) == sides
 

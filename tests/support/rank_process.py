@@ -1,4 +1,4 @@
-"""One rank of a `RankPool`: runs the calls whose folders it reads from stdin, until stdin closes."""
+"""One rank of a `RankPool`: runs the calls whose folders it is sent, until there are no more."""
 
 from __future__ import annotations
 
@@ -11,24 +11,40 @@ import sys
 import threading
 import time
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-RANK = int(os.environ.get("RANK", "0"))
 
-
-def main() -> None:
+def main(environ: dict[str, str], log: Path, folders: Connection) -> None:
     """Leaves after the first call that fails: its peers may hang in a collective that nobody joins any more."""
+    os.setsid()  # is killed with what it starts
+    os.environ.clear()
+    os.environ.update(environ)
+    _write_to(log)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    for line in sys.stdin:
-        folder = Path(line.rstrip("\n"))
+    while folder := _next(folders):
         ok, value = _run(folder)
         sys.stdout.flush()
-        _write(folder / f"rank_{RANK}.pkl", (ok, value))
+        _write(folder / f"rank_{environ['RANK']}.pkl", (ok, value))
         if not ok:
             break
     os._exit(0)  # no destructor of a process group decides how this ends
+
+
+def _write_to(log: Path) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _next(folders: Connection) -> Path | None:
+    try:
+        return folders.recv()
+    except EOFError:
+        return None
 
 
 def _run(folder: Path) -> tuple[bool, Any]:
@@ -65,7 +81,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,24 +8,29 @@
     def test_sum():
         assert run_ranks(_sum, 2, [1.0, 2.0]) == [3.0, 3.0]
 
-Importing torch and megatron-core takes a rank seconds, so many calls share a pool: `with RankPool(4) as pool:
-pool.run(...)`, or the fixture `rank_pool` (a pool per size and test file).
+Starting ranks takes a moment, so many calls share a pool: `with RankPool(4) as pool: pool.run(...)`, or the fixture
+`rank_pool` (a pool per size and test file). On a CPU ranks are forks of a server that has imported torch and
+megatron-core, which takes seconds; a device's driver would not survive that, so there they import for themselves.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from loongforge.kernels.backend import select
 from loongforge.training.launcher import reserved_port
+from tests.support import rank_process
 
 TIMEOUT_S = 120.0
 _GRACE_S = 1.0  # what the others get to report after one has failed
@@ -50,7 +55,7 @@ class RankPool:
 
     def __init__(self, nproc: int) -> None:
         self.nproc = nproc
-        self._processes: list[subprocess.Popen[str]] = []
+        self._processes: list[tuple[BaseProcess, Connection]] = []
         self._calls = 0
 
     def __enter__(self) -> RankPool:
@@ -88,12 +93,11 @@ class RankPool:
 
     def close(self) -> None:
         """Kills all ranks, and what they started."""
-        for process in self._processes:
+        for process, _ in self._processes:
             _signal(process, signal.SIGKILL)
-        for process in self._processes:
-            process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
+        for process, folders in self._processes:
+            process.join()
+            folders.close()
         if self._processes:
             self._folder.cleanup()
         self._processes = []
@@ -103,18 +107,15 @@ class RankPool:
         place = {"WORLD_SIZE": str(self.nproc), "LOCAL_WORLD_SIZE": str(self.nproc), "MASTER_ADDR": "127.0.0.1"}
         quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         environ = {**os.environ, **place, **quiet, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        context = _context()
         for rank in range(self.nproc):
-            with self._log(rank).open("w") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.support.rank_process"],
-                    env={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    text=True,
-                    start_new_session=True,
-                )
-            self._processes.append(process)
+            self._log(rank).touch()
+            theirs, ours = context.Pipe(duplex=False)
+            mine = {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = context.Process(target=rank_process.main, args=(mine, self._log(rank), theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append((process, ours))
 
     def _log(self, rank: int) -> Path:
         return Path(self._folder.name) / f"rank_{rank}.log"
@@ -125,10 +126,8 @@ class RankPool:
         folder.mkdir()
         (folder / "call.pkl").write_bytes(call)
         self._log_starts = [self._log(rank).stat().st_size for rank in range(self.nproc)]
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{folder}\n")
-            process.stdin.flush()
+        for _, folders in self._processes:
+            folders.send(folder)
         return folder
 
     def _collect(self, folder: Path, deadline: float) -> list[Any]:
@@ -146,8 +145,8 @@ class RankPool:
     def _results(self, folder: Path) -> dict[int, tuple[bool, Any]]:
         """What has come in; a process that ended without a word counts as failed."""
         found = {}
-        for rank, process in enumerate(self._processes):
-            ended, path = process.poll(), folder / f"rank_{rank}.pkl"
+        for rank, (process, _) in enumerate(self._processes):
+            ended, path = process.exitcode, folder / f"rank_{rank}.pkl"
             if path.exists():
                 found[rank] = pickle.loads(path.read_bytes())
             elif ended is not None:
@@ -157,7 +156,7 @@ class RankPool:
     def _report(self, results: dict[int, tuple[bool, Any]]) -> str:
         hanging = [rank for rank in range(self.nproc) if rank not in results]
         for rank in hanging:
-            _signal(self._processes[rank], signal.SIGUSR1)  # its stacks go to its log
+            _signal(self._processes[rank][0], signal.SIGUSR1)  # its stacks go to its log
         time.sleep(0.3 if hanging else 0)
         parts = [f"rank {rank} failed: {value}" for rank, (ok, value) in results.items() if not ok]
         parts += [f"rank {rank} did not finish; its log ends with where it was" for rank in hanging]
@@ -167,12 +166,22 @@ class RankPool:
         return "\n".join(parts)
 
 
-def _signal(process: subprocess.Popen[str], number: int) -> None:
+def _context() -> Any:
+    if select("auto").name != "cpu":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.preloaded"])
+    return context
+
+
+def _signal(process: BaseProcess, number: int) -> None:
     """To the process and all that it started. SIGUSR1 goes to it alone: others may not know it."""
+    assert process.pid is not None
     try:
         if number == signal.SIGKILL:
+            process.kill()  # before it has a group of its own, or together with it
             os.killpg(process.pid, number)
-        elif process.poll() is None:
-            process.send_signal(number)
+        elif process.is_alive():
+            os.kill(process.pid, number)
     except ProcessLookupError:
         pass
