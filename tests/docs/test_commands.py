@@ -18,7 +18,7 @@ _TINY = "trainer.steps=2 trainer.eval_samples=8 trainer.generate_samples=1"
 _TRAINS = re.compile(r"\bloongforge train\b")
 # What may stand in a block that is marked `test: skip`: CI runs these itself.
 _SKIPPABLE = re.compile(r"bash scripts/(quickstart|test)\.sh\b.*")
-_TIMEOUT_S = 120
+_TIMEOUT_S = 300
 
 
 def _environment() -> dict[str, str]:
@@ -51,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_page_run(page: Path, folder: Path) -> None:
     for block in blocks(page):

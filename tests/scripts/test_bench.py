@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.bench import bench_script, run_bench
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.mark.parametrize("model", ["tiny", "small"])
 def test_engine_cost(model: str) -> None:

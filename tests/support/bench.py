@@ -18,7 +18,7 @@ from tests.repo.files import REPO
 def run_bench(script: str, *options: str) -> dict[str, Any]:
     """What a benchmark prints with --json."""
     command = [sys.executable, str(REPO / "scripts" / "bench" / f"{script}.py"), *options, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
