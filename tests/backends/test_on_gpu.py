@@ -13,7 +13,7 @@ from tests.repo.files import REPO
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(900)
 def test_cuda_conforms(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     command = [sys.executable, "-m", "loongforge", "backends", "verify", "--backend", "cuda", "--out", str(out)]
