@@ -91,6 +91,7 @@ def make_groups(layout: Layout, dist_backend: str, *, seed: int = 1234) -> Group
         ways = {way: dist.new_group(everyone, backend=dist_backend) for way in ("forward", "backward")}
         for group in ways.values():
             dist.barrier(group)  # NCCL wants all ranks in a group's first call
+    dist.barrier()  # a rank that is done at once would close connections that a slower one is still making
     return Groups(layout, rank, collections["llm"], collections.get("vision"), collections.get("projector"), **ways)
 
 
