@@ -57,10 +57,10 @@ class Choice:
         return f"{self.world} ranks {text}".replace("sequence_parallel", "sp")
 
 
-def matrix_config(steps: int = 25, **options: Any) -> Config:
-    """A recipe whose sizes can be divided by 4, with batches of 12 samples."""
+def matrix_config(**options: Any) -> Config:
+    """A recipe whose sizes can be divided by 4: 25 steps of 12 samples."""
     config = tiny_config(num_heads=8, num_kv_heads=4, **options)
-    config.trainer.steps, config.trainer.global_batch_size, config.trainer.micro_batch_size = steps, 12, 2
+    config.trainer.steps, config.trainer.global_batch_size, config.trainer.micro_batch_size = 25, 12, 2
     return config
 
 

@@ -17,7 +17,7 @@ from tests.support.ranks import RankPool
 from tests.support.tiny import tiny_config
 
 Pools = Callable[[int], RankPool]
-STEPS = 4
+STEPS = 6
 MOE = dict(num_experts=8)
 MIXED = dict(num_experts=4, dense_layers=[0], expert_layer_step=1, tie_embeddings=True)
 # rank 3 and a rate of its own; gate and up projection of some experts, the down projection of all in one layer

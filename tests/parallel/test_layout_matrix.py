@@ -1,8 +1,8 @@
 """Every layout that the schema accepts on 2 and 4 ranks (8 in the slow run) trains as one process does.
 
-Losses of all steps (8; 25 in the slow run and for every tenth case) within 2e-5, first-step gradient of every
-parameter within 1e-4 relative, norms within 1e-5 relative, replicas bit-identical after every step; on batches with
-uneven image counts, steps and ranks without any image, and samples of different lengths, padded or packed.
+Losses of 25 steps within 2e-5, first-step gradient of every parameter within 1e-4 relative, norms within 1e-5 relative,
+replicas bit-identical after every step; on batches with uneven image counts, steps and ranks without any image, and
+samples of different lengths, padded or packed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from tests.parallel.matrix import Choice, layouts, matrix_config
 from tests.support.ranks import RankPool
 
 Pools = Callable[[int], RankPool]
-STEPS, MANY = 8, 25
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ VARIANTS = [
 ]
 
 
-def _config(variant: Variant, steps: int) -> Config:
-    config = matrix_config(steps, distributed=variant.distributed)
+def _config(variant: Variant) -> Config:
+    config = matrix_config(distributed=variant.distributed)
     config.trainer.encode_window = variant.window
     for name in variant.frozen:
         getattr(config.model, name).freeze = True
@@ -84,40 +83,32 @@ def one_process() -> Iterator[Callable[..., Outcome]]:
     known: dict[tuple[Any, ...], Outcome] = {}
     with RankPool(1) as pool:
 
-        def reference(variant: Variant, steps: int) -> Outcome:
+        def reference(variant: Variant, steps: int = 25) -> Outcome:
             key = variant.frozen, variant.adapted, steps
             if key not in known:
-                config = _config(Variant(frozen=variant.frozen, adapted=variant.adapted), steps)
+                config = _config(Variant(frozen=variant.frozen, adapted=variant.adapted))
+                config.trainer.steps = steps
                 known[key] = pool.run(train, config)[0]
             return known[key]
 
         yield reference
 
 
-def _check(choice: Choice, variant: Variant, steps: int, one_process: Any, pools: Pools) -> None:
-    config = choice.apply(_config(variant, steps))
+def _check(choice: Choice, variant: Variant, one_process: Any, pools: Pools) -> None:
+    config = choice.apply(_config(variant))
     ranks = pools(choice.world).run(train, config, "", variant.packed)
-    assert not compare(one_process(variant, steps), ranks).problems
+    assert not compare(one_process(variant), ranks).problems
 
 
-SHORT = _pairs(1, every=True) + _pairs(2) + _pairs(4)
-
-
-@pytest.mark.parametrize(("choice", "variant"), SHORT)
+@pytest.mark.parametrize(("choice", "variant"), _pairs(1, every=True) + _pairs(2) + _pairs(4))
 def test_layout_equals_one_process(choice: Choice, variant: Variant, one_process: Any, rank_pool: Pools) -> None:
-    _check(choice, variant, STEPS, one_process, rank_pool)
-
-
-@pytest.mark.parametrize(("choice", "variant"), SHORT[::10])
-def test_it_stays_equal(choice: Choice, variant: Variant, one_process: Any, rank_pool: Pools) -> None:
-    """A drift that grows with the steps would show."""
-    _check(choice, variant, MANY, one_process, rank_pool)
+    _check(choice, variant, one_process, rank_pool)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("choice", "variant"), _pairs(2, every=True) + _pairs(4, every=True) + _pairs(8))
 def test_every_variant_of_every_layout(choice: Choice, variant: Variant, one_process: Any, rank_pool: Pools) -> None:
-    _check(choice, variant, MANY, one_process, rank_pool)
+    _check(choice, variant, one_process, rank_pool)
 
 
 FAULTY = {
@@ -133,9 +124,10 @@ ELSEWHERE = {("local count", "colocated"), ("local count", "decoupled"), ("late 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("place", FAULTY)
 def test_a_fault_is_seen(place: str, fault: str, one_process: Any, rank_pool: Pools) -> None:
-    config = FAULTY[place].apply(_config(Variant(), 2))
+    config = FAULTY[place].apply(_config(Variant()))
+    config.trainer.steps = 2
     ranks = rank_pool(4).run(train, config, fault)
-    seen = bool(compare(one_process(Variant(), 2), ranks).problems)
+    seen = bool(compare(one_process(Variant(), steps=2), ranks).problems)
     assert seen == ((fault, place) not in ELSEWHERE)
 
 

@@ -15,7 +15,7 @@ from tests.parallel.matrix import Choice, matrix_config
 from tests.support.ranks import RankPool
 
 Pools = Callable[[int], RankPool]
-STEPS = 2
+STEPS = 3
 ONE = Choice(1, (), ())
 CHAIN = [  # each neighbours' pair is a case: all kinds of layouts, on 1 to 4 ranks
     ONE,

@@ -16,7 +16,7 @@ from tests.support.ranks import RankPool
 from tests.support.tiny import tiny_config
 
 Pools = Callable[[int], RankPool]
-STEPS = 8
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
