@@ -63,6 +63,9 @@ ensure_venv() {
   echo "$wanted" >"$VENV/.loongforge-${extra:-base}"
 }
 
+# How workers share tests: a file each; the order is tests/conftest.py's; a worker that dies is replaced once.
+SHARED=(--dist loadfile --no-loadscope-reorder --max-worker-restart 1)
+
 # workers PYTHON: how many processes tests share, no more than the cores that this one may use, four at most.
 workers() {
   "$1" -c 'import os

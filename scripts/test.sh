@@ -18,7 +18,7 @@ check ruff format --check .
 check mypy
 check lint-imports
 check codespell
-check pytest -n "$(workers python)" --dist loadfile --no-loadscope-reorder --max-worker-restart 1 "$@"
+check pytest -n "$(workers python)" "${SHARED[@]}" "$@"
 
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2

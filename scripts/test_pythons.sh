@@ -54,7 +54,7 @@ run_tests() {
   local log counts
   log="$(mktemp)" || { failed+=("$1: no room for its log"); return; }
   (cd "$REPO" && PATH="$2/bin:$PATH" VIRTUAL_ENV="$2" PYTHONPATH="$REPO" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
-    TOKENIZERS_PARALLELISM=false "$2/bin/python" -m pytest -q -n "$(workers "$2/bin/python")" --dist loadfile "${tests[@]}" </dev/null) | tee "$log"
+    TOKENIZERS_PARALLELISM=false "$2/bin/python" -m pytest -q -n "$(workers "$2/bin/python")" "${SHARED[@]}" "${tests[@]}" </dev/null) | tee "$log"
   local status=${PIPESTATUS[0]}
   counts="$(tail -n 1 "$log")"
   rm -f "$log"

@@ -65,7 +65,6 @@ class Inspector:
 
     def __init__(self, sources: Sequence[Source], processor: SampleProcessor):
         self._fetcher = SampleFetcher(sources, processor)
-        """What the samples are read from."""
         self._processor = processor
         self._rules = ContentRules(processor)
 
